@@ -1,0 +1,1 @@
+"""The thin runtime: bundle -> predictions, command line. Imports neither torch nor transformers."""

@@ -1,0 +1,64 @@
+"""What an engine is to the runtime: token batches in, float32 rows out; it knows nothing of text.
+
+Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences padded on the right to one length."""
+
+    input_ids: NDArray[np.int32]  # (B, T), padded with the tokenizer's pad id
+    lengths: NDArray[np.int32]  # (B,), real tokens in each row, >= 1
+    type_ids: NDArray[np.int32]  # (B, T), 0 for the first text, 1 for the second; 0 in the padding
+
+    def __post_init__(self) -> None:
+        B, T = self.input_ids.shape
+        assert self.lengths.shape == (B,) and self.type_ids.shape == (B, T)
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, padding left out."""
+        return int(self.lengths.sum())
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The batch shapes an engine is fastest with."""
+
+    max_sequences: int = 64
+    max_tokens: int = 8192  # B x T, padding included
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to open an engine. `threads` None means one per physical core."""
+
+    device: Device = "auto"
+    threads: int | None = None
+
+
+class Session(Protocol):
+    """An opened variant. `run` may be called from many threads at once."""
+
+    limits: BatchLimits
+    device: str
+
+    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Logits (B, C) for classification, pooled vectors (B, H), not normalized, for embeddings."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory; calling it twice is harmless."""
+        ...

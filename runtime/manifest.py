@@ -1,0 +1,215 @@
+"""The manifest `edgelm.json`: what a bundle holds and what was measured of it.
+
+docs/bundle.md describes each key. Reading is guarded: size, depth, duplicate keys and NaN are
+refused before anything else looks at the values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NoReturn
+
+from edgelm.runtime.errors import BundleError, BundleNotFound, BundleVersionError
+from edgelm.runtime.schema import SchemaError, decode, encode
+
+FORMAT = 1
+FILE_NAME = "edgelm.json"
+MAX_SIZE_BYTES = 16 * 2**20
+MAX_DEPTH = 32
+
+TaskKind = Literal["text-classification", "feature-extraction"]
+Problem = Literal["single_label", "multi_label"]
+Pooling = Literal["mean", "cls", "last"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the model answers. Classification uses labels/problem/threshold; embeddings the rest."""
+
+    kind: TaskKind
+    labels: tuple[str, ...] = ()
+    problem: Problem = "single_label"
+    threshold: float = 0.5  # multi-label: a label is given when its probability is at least this
+    pair: bool = False
+    pooling: Pooling = "mean"
+    normalize: bool = False
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """How texts become tokens."""
+
+    max_tokens: int  # special tokens included
+    pad_id: int = 0
+    type_ids: bool = False  # whether the model tells the two texts of a pair apart by type ids
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle, by its path relative to the bundle's root."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a variant is from the Hugging Face reference, over the evaluation texts."""
+
+    n: int
+    max_abs_diff: float  # largest difference of a logit, or of a vector's component
+    agreement: float | None = None  # share of equal labels (multi-label: equal label sets)
+    kl_divergence: float | None = None  # mean, in nats
+    min_cosine: float | None = None  # embeddings
+    mean_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures measured on the machine that compiled the bundle."""
+
+    size_bytes: int
+    latency_ms_p50: float | None = None  # one text of median length
+    latency_ms_p95: float | None = None
+    texts_per_s: float | None = None  # the evaluation texts, length-sorted batches
+    memory_bytes: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One lowered form of the model."""
+
+    name: str
+    target: str
+    precision: str
+    files: tuple[FileEntry, ...]
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # the target's own
+    engine: dict[str, str] = field(default_factory=dict[str, str])  # package -> lowest version
+    parity: Parity | None = None
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    measured: Measured | None = None
+    golden: tuple[tuple[float, ...], ...] = ()  # this variant's own outputs on Manifest.golden
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk, tokenizer left out."""
+        return sum(f.size_bytes for f in self.files)
+
+
+@dataclass(frozen=True)
+class GoldenText:
+    """A text whose answer is re-checked on the device."""
+
+    text: str
+    pair: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of `edgelm.json`."""
+
+    format: int
+    name: str
+    version: str
+    release: int
+    task: Task
+    text: TextLimits
+    files: tuple[FileEntry, ...]  # everything outside variants/: tokenizer, report, card, recipe
+    variants: tuple[Variant, ...]
+    reference: dict[str, float] = field(default_factory=dict[str, float])
+    golden: tuple[GoldenText, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def to_json(self) -> str:
+        """Canonical text: sorted keys, so equal manifests are equal bytes."""
+        return json.dumps(encode(self), ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read and check `edgelm.json`. Raises BundleNotFound, BundleVersionError, BundleError."""
+    path = root / FILE_NAME
+    if not root.exists():
+        raise BundleNotFound(f"{root}: no such bundle")
+    if not path.is_file():
+        raise BundleNotFound(
+            f"{root}: not a bundle, it has no {FILE_NAME}",
+            hint="a bundle is the directory that `edgelm compile … -o DIR` wrote",
+        )
+    with path.open("rb") as stream:
+        raw = stream.read(MAX_SIZE_BYTES + 1)
+    if len(raw) > MAX_SIZE_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_SIZE_BYTES} bytes")
+    data = parse_json(raw, str(path))
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise BundleError(f"{path}: not a manifest, it states no format number")
+    if data["format"] != FORMAT:
+        raise BundleVersionError(
+            f"{path}: format {data['format']}, this edgelm reads format {FORMAT}",
+            hint="use the edgelm version that compiled the bundle, or compile it again",
+        )
+    try:
+        manifest = decode(Manifest, data, strict=False)
+    except SchemaError as err:
+        raise BundleError(f"{path}: {err}") from err
+    _check(manifest, path)
+    return manifest
+
+
+def parse_json(raw: bytes, where: str) -> Any:
+    """JSON with duplicate keys, NaN and deep nesting refused. Raises BundleError."""
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [k for k, _ in pairs]
+        if len(set(keys)) != len(keys):
+            twice = next(k for k in keys if keys.count(k) > 1)
+            raise ValueError(f"the key {twice!r} stands twice")
+        return dict(pairs)
+
+    try:
+        text = raw.decode("utf-8")
+        _check_depth(text)
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as err:
+        raise BundleError(f"{where}: not valid JSON: {err}") from err
+
+
+def _check_depth(text: str) -> None:
+    depth, in_string, escaped = 0, False, False
+    for char in text:
+        if in_string:
+            in_string = escaped or char != '"'
+            escaped = char == "\\" and not escaped
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        elif char in "]}":
+            depth -= 1
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    names = [v.name for v in manifest.variants]
+    if not names or len(set(names)) != len(names):
+        raise BundleError(f"{path}: it needs at least one variant, each with a name of its own")
+    entries = [*manifest.files, *(f for v in manifest.variants for f in v.files)]
+    seen: set[str] = set()
+    for entry in entries:
+        parts = PurePosixPath(entry.path).parts
+        unsafe = (
+            entry.path.startswith("/") or "\\" in entry.path or ":" in entry.path or "\0" in entry.path
+        )
+        if unsafe or not parts or any(p in ("..", ".") for p in parts) or entry.path in seen:
+            raise BundleError(f"{path}: {entry.path!r} is not an allowed file name, or stands twice")
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            raise BundleError(f"{path}: {entry.path}: {entry.sha256!r} is not a sha256 digest")
+        seen.add(entry.path)

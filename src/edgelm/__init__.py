@@ -1,0 +1,78 @@
+"""edgelm: compile language models for the edge, and run them with one `predict`.
+
+    import edgelm
+    model = edgelm.load("intent.edgelm")
+    model.predict("I lost my card").label
+
+Importing this package loads no engine, no numpy and no torch; names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgelm.runtime.errors import (
+        BundleError,
+        BundleNotFound,
+        BundleVersionError,
+        DataError,
+        EdgelmError,
+        InputError,
+        MissingExtra,
+        ModelError,
+        RecipeError,
+        StorageError,
+        TamperedError,
+        TargetUnavailable,
+        UnknownVariant,
+        UsageError,
+        VerificationError,
+    )
+    from edgelm.runtime.model import Model, load
+    from edgelm.runtime.predictions import Classification, Embedding, LabelSet
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "edgelm.runtime.model",
+    "Model": "edgelm.runtime.model",
+    "Classification": "edgelm.runtime.predictions",
+    "LabelSet": "edgelm.runtime.predictions",
+    "Embedding": "edgelm.runtime.predictions",
+}
+
+__all__ = [
+    "BundleError",
+    "BundleNotFound",
+    "BundleVersionError",
+    "Classification",
+    "DataError",
+    "EdgelmError",
+    "Embedding",
+    "InputError",
+    "LabelSet",
+    "MissingExtra",
+    "Model",
+    "ModelError",
+    "RecipeError",
+    "StorageError",
+    "TamperedError",
+    "TargetUnavailable",
+    "UnknownVariant",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "edgelm.runtime.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,77 @@
+"""What a target is: a name, what it can do, whether it can run here, and its two halves.
+
+`lower` runs at compile time (it may import torch), `open` at run time (it never does). Both take
+and give plain files, so the compiler can cache, verify and pack what lies between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from edgelm.runtime.engine import EngineOptions, Session, TokenBatch
+from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a target can be asked for."""
+
+    tasks: tuple[TaskKind, ...]
+    precisions: tuple[str, ...]
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Options of lowering that a recipe's `quantize` section states."""
+
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    reduce_range: bool = True  # keep 8-bit weights in 7 bits, so that no CPU's products saturate
+
+
+@dataclass(frozen=True)
+class LowerRequest:
+    """One variant to be made from a merged Hugging Face model."""
+
+    model_dir: Path  # config.json, model.safetensors, tokenizer files
+    task: Task
+    text: TextLimits
+    precision: str
+    folder: Path  # an empty folder to write into
+    quantization: Quantization = field(default_factory=Quantization)
+    calibration: Callable[[], Iterable[TokenBatch]] = tuple  # training texts, tokenized
+    report: Callable[[str], None] = lambda step: None  # says which step is running
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What `lower` wrote."""
+
+    files: tuple[str, ...]  # relative to the folder
+    engine: dict[str, str]  # package -> lowest version that runs the files
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # for `open`, kept in the manifest
+
+
+class Target(Protocol):
+    """One folder under targets/ gives one object of this shape, named TARGET."""
+
+    name: str
+
+    def capabilities(self) -> Capabilities: ...
+
+    def available(self) -> str | None:
+        """None when the engine can run here, else the reason with the command that mends it."""
+        ...
+
+    def open(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> Session:
+        """Open the variant's files under `folder` (the bundle's root; paths as in `variant.files`).
+
+        Raises TargetUnavailable, MissingExtra, BundleError."""
+        ...
+
+    def lower(self, request: LowerRequest) -> Lowered:
+        """Write the variant's files into `request.folder`. Raises ModelError, MissingExtra."""
+        ...
