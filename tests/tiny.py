@@ -64,13 +64,15 @@ def make_tokenizer(family: str) -> Any:
         )
         tok.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
         tok.decoder = decoders.WordPiece()
-        names = dict(
+        names: dict[str, Any] = dict(
             pad_token="[PAD]",
             unk_token="[UNK]",
             cls_token="[CLS]",
             sep_token="[SEP]",
             mask_token="[MASK]",
         )
+        if family == "bert":
+            names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     elif family == "roberta":
         specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         tok = Tokenizer(models.BPE())
@@ -181,6 +183,10 @@ def make_config(family: str, vocab_size: int, pad_id: int, **extra: Any) -> Any:
         dims |= dict(max_position_embeddings=66 + pad_id, type_vocab_size=1)
     elif family == "modernbert":
         dims |= dict(
+            bos_token_id=1,
+            cls_token_id=1,
+            eos_token_id=2,
+            sep_token_id=2,
             num_hidden_layers=4,
             global_attn_every_n_layers=3,
             local_attention=16,
