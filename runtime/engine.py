@@ -6,10 +6,11 @@ Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the command line reads DEVICES without loading numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgelm.compiler.nasty import NASTY as NASTY
+
 FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert")
 
 WORDS = (
@@ -23,22 +25,6 @@ CORPUS = [" ".join(WORDS[i : i + 5]) for i in range(len(WORDS) - 5)] + [
     "café déjà vu naïve",
     "order #12345 costs $9.99!",
 ]
-
-# Texts on which tokenizers and lowered graphs like to disagree.
-NASTY = (
-    "",
-    " ",
-    "a",
-    "我的卡丢了, where is it?",
-    "emoji 😀👩‍👩‍👧 flags 🇫🇷",
-    "e\u0301 combining a\u0308\u0323 marks",
-    "control \x00\x01\x1b\t\n chars",
-    "word " * 400,
-    "[CLS] [SEP] [MASK] <s> </s> <mask>",
-    "ﬁ ligature ％ full-width Ａ",
-    "\u200bzero\u200dwidth\ufeff",
-)
-
 
 def make_tokenizer(family: str) -> Any:
     """A fast tokenizer of the family's kind, trained on CORPUS."""

@@ -1,0 +1,115 @@
+"""What passes share: the recipe, and what earlier passes found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.compiler.cache import StageCache
+from edgelm.compiler.data import Dataset
+from edgelm.compiler.recipe import Recipe
+from edgelm.runtime.examples import Example
+from edgelm.runtime.manifest import Measured, Parity, Task, TextLimits
+from edgelm.runtime.progress import Progress
+from edgelm.runtime.tokenizer import Text
+from edgelm.targets.base import Lowered
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model as it came in."""
+
+    folder: Path
+    config: dict[str, Any]  # config.json
+    digest: str  # of all files that decide its answers
+    pooling: str | None  # from its sentence-transformers files
+    normalize: bool | None
+    max_tokens: int  # that its positions and tokenizer allow
+
+    @property
+    def model_type(self) -> str:
+        """`bert`, `roberta`, …"""
+        return str(self.config.get("model_type", ""))
+
+
+@dataclass(frozen=True)
+class Worst:
+    """An evaluation text on which a variant is farthest from the reference."""
+
+    text: str
+    reference: str
+    answer: str
+    difference: float  # KL divergence in nats, or 1 - cosine
+
+
+@dataclass
+class VariantState:
+    """What is known of one variant so far."""
+
+    name: str
+    target: str
+    precision: str
+    folder: Path  # holding the lowered files
+    lowered: Lowered
+    outputs: NDArray[np.float32] | None = None  # (N, C) or (N, H) on the evaluation texts
+    golden: NDArray[np.float32] | None = None
+    parity: Parity | None = None
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    worst: tuple[Worst, ...] = ()
+    failures: tuple[str, ...] = ()  # limits that it misses
+    measured: Measured | None = None
+
+
+@dataclass
+class Context:
+    """Filled by the passes, in their order; a pass asserts what it `requires`."""
+
+    recipe: Recipe
+    cache: StageCache
+    progress: Progress
+    digests: dict[str, str] = field(default_factory=dict[str, str])  # pass -> its stage's key
+    source: Source | None = None
+    data: Dataset | None = None
+    task: Task | None = None
+    text: TextLimits | None = None
+    training: dict[str, Any] = field(default_factory=dict[str, Any])  # history, seconds, merge
+    model_dir: Path | None = None  # merged Hugging Face model
+    tokenizer_dir: Path | None = None
+    golden: list[Text] = field(default_factory=list[Text])
+    reference: NDArray[np.float32] | None = None  # (N, C) or (N, H), of the evaluation texts
+    reference_metrics: dict[str, float] = field(default_factory=dict[str, float])
+    variants: dict[str, VariantState] = field(default_factory=dict[str, VariantState])
+    notes: list[str] = field(default_factory=list[str])
+
+    def note(self, text: str) -> None:
+        """Tell the user, now and in the report."""
+        self.notes.append(text)
+        self.progress.note(f"note: {text}")
+
+
+def as_text(example: Example) -> Text:
+    """The example as a classifier's `predict` takes it."""
+    return example.text if example.pair is None else (example.text, example.pair)
+
+
+def eval_texts(context: Context) -> list[Text]:
+    """The N evaluation texts. For embeddings the second texts of pairs follow all the first."""
+    assert context.data and context.task
+    examples = context.data.eval
+    if context.task.kind == "text-classification":
+        return [as_text(e) for e in examples]
+    return [e.text for e in examples] + [e.pair for e in examples if e.pair is not None]
+
+
+def truth_matrix(task: Task, examples: tuple[Example, ...]) -> NDArray[np.bool_]:
+    """Given labels, (N, C)."""
+    index = {label: i for i, label in enumerate(task.labels)}
+    truth = np.zeros((len(examples), len(task.labels)), bool)
+    for row, example in enumerate(examples):
+        for label in example.labels or ():
+            truth[row, index[label]] = True
+    return truth

@@ -1,0 +1,179 @@
+"""Hugging Face models and tokenizers, loaded one way everywhere in the compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.runtime.errors import MissingExtra, ModelError
+from edgelm.runtime.manifest import Task
+from edgelm.runtime.tokenizer import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REFERENCE_BATCH = 32
+
+
+def require_compile_extra() -> None:
+    """Raise MissingExtra unless torch and transformers can be imported; then silence them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for package in ("torch", "transformers", "peft", "accelerate"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError as err:
+            raise MissingExtra(package, "compile") from err
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions, for stage keys and provenance."""
+    return {p: importlib.metadata.version(p) for p in packages}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A fast tokenizer. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except (OSError, ValueError, KeyError, ImportError) as err:
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {err}") from err
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{folder}: it has no fast tokenizer (tokenizer.json)",
+            hint="convert it once: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+        )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{folder}: its tokenizer has no padding token")
+    return tokenizer
+
+
+def load_model(folder: Path, task: Task, *, new_head: bool, trust_remote_code: bool) -> Any:
+    """The model in float32, in eval mode. `new_head` lets a missing or unfitting head be made."""
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+    options: dict[str, Any] = dict(use_safetensors=True, trust_remote_code=trust_remote_code)
+    try:
+        if task.kind == "feature-extraction":
+            model = AutoModel.from_pretrained(folder, dtype="float32", **options)
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            config.id2label = dict(enumerate(task.labels))
+            config.label2id = {label: i for i, label in enumerate(task.labels)}
+            config.problem_type = f"{task.problem}_classification"
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                dtype="float32",
+                ignore_mismatched_sizes=new_head,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as err:
+        raise ModelError(f"{folder}: the model cannot be loaded: {err}") from err
+    return model.eval()
+
+
+def uses_type_ids(tokenizer: Any, config: Any) -> bool:
+    """Whether the model tells the texts of a pair apart by token type ids."""
+    return (
+        "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
+    )
+
+
+def encode(tokenizer: Any, texts: Sequence[Text], max_tokens: int, type_ids: bool) -> Any:
+    """A padded torch batch, as the model's own users would make it."""
+    if isinstance(texts[0], str):
+        firsts, seconds = list(texts), None
+    else:
+        firsts, seconds = [t[0] for t in texts], [t[1] for t in texts]
+    batch = tokenizer(
+        firsts,
+        seconds,
+        padding=True,
+        truncation=True,
+        max_length=max_tokens,
+        return_tensors="pt",
+        return_token_type_ids=type_ids,
+    )
+    return dict(batch)
+
+
+def reference_outputs(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    texts: Sequence[Text],
+    max_tokens: int,
+    advance: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """What the Hugging Face model answers: logits (N, C), or pooled vectors (N, H)."""
+    import torch
+
+    type_ids = uses_type_ids(tokenizer, model.config)
+    order = sorted(range(len(texts)), key=lambda i: len(str(texts[i])))
+    values: NDArray[np.float32] | None = None
+    done = 0
+    with torch.inference_mode():
+        for start in range(0, len(order), REFERENCE_BATCH):
+            part = order[start : start + REFERENCE_BATCH]
+            batch = encode(tokenizer, [texts[i] for i in part], max_tokens, type_ids)
+            out = model(**batch)
+            if task.kind == "feature-extraction":
+                rows = pool(out.last_hidden_state, batch["attention_mask"], task.pooling)
+            else:
+                rows = out.logits
+            if values is None:
+                values = np.empty((len(texts), rows.shape[1]), np.float32)
+            values[part] = rows.float().numpy()
+            done += len(part)
+            if advance is not None:
+                advance(done, len(texts))
+    assert values is not None, "reference_outputs needs at least one text"
+    return values
+
+
+def pool(hidden: Any, mask: Any, pooling: str) -> Any:
+    """Hidden states (B, T, H) and mask (B, T), padded on the right, to vectors (B, H)."""
+    import torch
+
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last":
+        last = mask.sum(dim=1) - 1
+        return hidden[torch.arange(len(hidden)), last]
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+
+
+def seed_everything(seed: int) -> None:
+    """Python, numpy and torch."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def torch_threads(n: int | None) -> Iterator[None]:
+    """Let torch use `n` threads inside the block; all cores when None."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,104 @@
+"""lower: one variant's files, by its target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgelm.compiler.context import Context, VariantState, as_text
+from edgelm.compiler.hf import seed_everything, torch_threads, versions
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.recipe import split_target
+from edgelm.runtime.engine import BatchLimits, TokenBatch
+from edgelm.runtime.errors import RecipeError
+from edgelm.runtime.runner import plan_batches
+from edgelm.runtime.schema import decode, encode
+from edgelm.runtime.tokenizer import Text, Tokenizer
+from edgelm.targets import get_target
+from edgelm.targets.base import Lowered, LowerRequest, Quantization
+
+CALIBRATION_LIMITS = BatchLimits(max_sequences=16, max_tokens=2048)
+
+
+class Lower(Pass):
+    """Sets context.variants[name]; the files lie in variants/<name>/ below the stage."""
+
+    def __init__(self, spec: str) -> None:
+        self.target, self.precision = split_target(spec)
+        self.variant = f"{self.target}-{self.precision}"
+        self.name = f"lower {self.variant}"
+
+    def inputs(self, context: Context) -> dict[str, Any]:
+        recipe = context.recipe
+        capable = get_target(self.target).capabilities().tasks
+        if recipe.task not in capable:
+            raise RecipeError(f"targets: {self.target} cannot do {recipe.task}")
+        calibrates = self.precision == "int8-static"
+        return {
+            "merge": context.digests["merge"],
+            "precision": self.precision,
+            "quantize": encode(recipe.quantize),
+            "calibration": [context.digests["reference"], recipe.seed] if calibrates else None,
+            "packages": versions(*_packages(self.target)),
+        }
+
+    def run(self, context: Context, folder: Path) -> None:
+        assert context.model_dir and context.task and context.text
+        inside = folder / "variants" / self.variant
+        inside.mkdir(parents=True)
+        quantize = context.recipe.quantize
+        seed_everything(context.recipe.seed)
+        with torch_threads(context.recipe.threads):
+            lowered = get_target(self.target).lower(
+                LowerRequest(
+                    model_dir=context.model_dir,
+                    task=context.task,
+                    text=context.text,
+                    precision=self.precision,
+                    folder=inside,
+                    quantization=Quantization(
+                        calibration=quantize.calibration, reduce_range=quantize.device == "any"
+                    ),
+                    calibration=lambda: calibration_batches(context),
+                    report=lambda step: context.progress.advance(0, None, step),
+                )
+            )
+        (folder / "lowered.json").write_text(json.dumps(encode(lowered)), encoding="utf-8")
+
+    def load(self, context: Context, folder: Path) -> None:
+        lowered = decode(
+            Lowered, json.loads((folder / "lowered.json").read_text(encoding="utf-8"))
+        )
+        for name in lowered.files:
+            assert (folder / "variants" / self.variant / name).is_file(), name
+        context.variants[self.variant] = VariantState(
+            self.variant, self.target, self.precision, folder, lowered
+        )
+
+
+def calibration_batches(context: Context) -> Iterable[TokenBatch]:
+    """A seeded sample of the training texts (evaluation texts are never used), tokenized."""
+    assert context.data and context.text and context.tokenizer_dir
+    texts: list[Text] = [as_text(e) for e in context.data.train]
+    if not texts:
+        raise RecipeError(
+            "int8-static needs training data to calibrate with",
+            hint="name it with --train FILE (with --no-train it is used for calibration alone)",
+        )
+    rng = np.random.default_rng(context.recipe.seed)
+    n = min(len(texts), context.recipe.quantize.calibration_texts)
+    chosen = [texts[i] for i in sorted(rng.choice(len(texts), n, replace=False))]
+    tokens = Tokenizer(context.tokenizer_dir, context.text).encode(chosen)
+    for indices in plan_batches(tokens.lengths, CALIBRATION_LIMITS):
+        yield tokens.batch(indices, context.text.pad_id)
+
+
+def _packages(target: str) -> tuple[str, ...]:
+    return {
+        "onnx": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+        "gguf": ("gguf", "llama-cpp-python"),
+    }[target]

@@ -1,0 +1,85 @@
+"""pack: put everything into the bundle's directory, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgelm import __version__
+from edgelm.compiler.context import Context
+from edgelm.compiler.hf import versions
+from edgelm.compiler.packing import build_manifest, write_bundle
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.verify import require_verified
+from edgelm.compiler.recipe import dump_recipe
+from edgelm.compiler.report import render_card, render_report, report_data
+from edgelm.runtime.bundle import Bundle
+from edgelm.runtime.errors import StorageError
+from edgelm.runtime.files import replace_tree, storage_errors
+from edgelm.runtime.manifest import FILE_NAME, Manifest
+
+SUFFIX = ".edgelm"
+
+
+class Pack(Pass):
+    """Writes the bundle to `output`; sets self.manifest."""
+
+    name = "pack"
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.manifest: Manifest | None = None
+
+    def inputs(self, context: Context) -> None:
+        require_verified(context)
+
+    def load(self, context: Context, folder: Path) -> None:
+        name = context.recipe.name or self.output.name.removesuffix(SUFFIX)
+        manifest = replace(
+            build_manifest(context, name, context.variants.values()),
+            provenance=_provenance(context),
+        )
+        recipe = dump_recipe(context.recipe)
+        data = report_data(context, manifest, recipe)
+        extra = {
+            "recipe.yaml": recipe,
+            "report.html": render_report(data),
+            "card.md": render_card(data),
+        }
+        with storage_errors(self.output):
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            staged = Path(
+                tempfile.mkdtemp(dir=self.output.parent, prefix=f".{self.output.name}.new-")
+            )
+            try:
+                staged.chmod(0o755)
+                self.manifest = write_bundle(context, manifest, staged, extra)
+                bundle = Bundle(staged)  # what was written is read back and checked
+                bundle.check(bundle.all_files())
+                replace_tree(staged, self.output)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_output(output: Path) -> None:
+    """Refuse, before any work, an output that cannot become a bundle. Raises StorageError."""
+    if output.exists() and not (output / FILE_NAME).is_file():
+        if not output.is_dir() or any(output.iterdir()):
+            raise StorageError(
+                f"{output}: exists and is no bundle, so it is not replaced",
+                hint="choose another name with --output",
+            )
+
+
+def _provenance(context: Context) -> dict[str, Any]:
+    assert context.source and context.data
+    return {
+        "edgelm": __version__,
+        "model": {"name": context.recipe.model, "sha256": context.source.digest},
+        "data": {"sha256": context.data.digest()},
+        "stages": dict(context.digests),
+        "packages": versions("torch", "transformers", "tokenizers", "numpy"),
+    }

@@ -1,0 +1,111 @@
+"""prepare: read the data, and settle task and text limits from recipe, data and model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgelm.compiler.context import Context, Source
+from edgelm.compiler.data import Dataset, load_dataset
+from edgelm.compiler.hf import load_tokenizer, uses_type_ids
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.recipe import Recipe
+from edgelm.runtime.errors import ModelError, RecipeError
+from edgelm.runtime.manifest import Task, TextLimits
+
+
+class Prepare(Pass):
+    """Sets context.data, context.task and context.text."""
+
+    name = "data"
+
+    def inputs(self, context: Context) -> None:
+        assert context.source is not None
+
+    def load(self, context: Context, folder: Path) -> None:
+        recipe, source = context.recipe, context.source
+        assert source is not None
+        context.data = data = load_dataset(
+            recipe.data,
+            task=recipe.task,
+            trained=is_trained(recipe),
+            model_labels=_model_labels(recipe, source),
+            seed=recipe.seed,
+        )
+        for note in data.report.notes:
+            context.note(note)
+        context.task = _task(recipe, source, data)
+        context.text = _text_limits(context, source)
+
+
+def is_trained(recipe: Recipe) -> bool:
+    """Whether this compile fine-tunes."""
+    if recipe.train.method == "auto":
+        return recipe.task == "text-classification" and recipe.data.train is not None
+    if recipe.train.method != "none" and recipe.data.train is None:
+        raise RecipeError(
+            f"train.method: {recipe.train.method!r} needs training data",
+            hint="name it with --train FILE, or compile the model as it is with --no-train",
+        )
+    return recipe.train.method != "none"
+
+
+def _model_labels(recipe: Recipe, source: Source) -> tuple[str, ...] | None:
+    if recipe.task != "text-classification":
+        return None
+    architectures = source.config.get("architectures") or []
+    if not any("SequenceClassification" in str(a) for a in architectures):
+        if is_trained(recipe):
+            return None
+        raise ModelError(
+            f"{source.folder}: it has no classification head (architectures: {architectures}), "
+            "and is not to be trained",
+            hint="give training data with --train FILE",
+        )
+    by_id = source.config.get("id2label")
+    if not isinstance(by_id, dict):  # transformers leaves out its own default of two labels
+        return tuple(f"LABEL_{i}" for i in range(int(source.config.get("num_labels", 2))))
+    return tuple(str(by_id[k]) for k in sorted(by_id, key=int))
+
+
+def _task(recipe: Recipe, source: Source, data: Dataset) -> Task:
+    if recipe.task == "text-classification":
+        return Task(
+            kind=recipe.task,
+            labels=data.labels,
+            problem=data.problem,
+            threshold=recipe.threshold,
+            pair=data.pair,
+        )
+    pooling = recipe.pooling or source.pooling or "mean"
+    normalize = recipe.normalize if recipe.normalize is not None else source.normalize
+    return Task(
+        kind=recipe.task,
+        pooling=pooling,  # type: ignore[arg-type]
+        normalize=bool(normalize),
+        dimensions=int(source.config.get("hidden_size") or source.config.get("dim") or 0) or None,
+    )
+
+
+def _text_limits(context: Context, source: Source) -> TextLimits:
+    from transformers import AutoConfig
+
+    tokenizer = load_tokenizer(source.folder)
+    try:
+        config = AutoConfig.from_pretrained(
+            source.folder, trust_remote_code=context.recipe.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as err:
+        raise ModelError(f"{source.folder}: its config cannot be loaded: {err}") from err
+    wanted = context.recipe.max_tokens
+    if source.max_tokens < wanted and context.recipe.origins.get("max_tokens") not in (
+        None,
+        "default",
+    ):
+        context.note(f"max_tokens: {wanted} is over what the model takes, {source.max_tokens}")
+    return TextLimits(
+        max_tokens=min(wanted, source.max_tokens),
+        pad_id=int(tokenizer.pad_token_id),
+        type_ids=uses_type_ids(tokenizer, config),
+    )
+
+

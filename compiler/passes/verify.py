@@ -1,0 +1,159 @@
+"""verify: run a variant on its real engine and compare it with the reference; fails closed.
+
+The comparison is kept whether it passes or not; limits are applied each time, so that a changed
+limit does not run the engine again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.compiler.context import Context, Worst, eval_texts
+from edgelm.compiler.hf import versions
+from edgelm.compiler.limits import failures, limits_for
+from edgelm.compiler.packing import manifest_variant
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.reference import metrics_of
+from edgelm.runtime.engine import EngineOptions
+from edgelm.runtime.errors import TargetUnavailable, VerificationError
+from edgelm.runtime.manifest import Parity, Task
+from edgelm.runtime.metrics import agreement, cosine, kl_divergence
+from edgelm.runtime.predictions import label_matrix, probabilities
+from edgelm.runtime.runner import Runner
+from edgelm.runtime.tokenizer import Tokenizer
+from edgelm.targets import get_target
+
+N_WORST = 5
+
+
+class Verify(Pass):
+    """Fills outputs, parity, metrics, worst and failures of one variant."""
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+        self.name = f"verify {variant}"
+
+    def inputs(self, context: Context) -> dict[str, Any]:
+        target = context.variants[self.variant].target
+        reason = get_target(target).available()
+        if reason is not None:
+            raise TargetUnavailable(f"{self.variant} cannot be verified here: {reason}")
+        engine = {"onnx": "onnxruntime", "gguf": "llama-cpp-python"}[target]
+        return {
+            "lower": context.digests[f"lower {self.variant}"],
+            "reference": context.digests["reference"],
+            "engine": versions(engine),
+        }
+
+    def run(self, context: Context, folder: Path) -> None:
+        assert context.tokenizer_dir and context.text and context.task
+        state = context.variants[self.variant]
+        session = get_target(state.target).open(
+            state.folder,
+            manifest_variant(state),
+            context.task,
+            EngineOptions(threads=context.recipe.threads),
+        )
+        runner = Runner(Tokenizer(context.tokenizer_dir, context.text), session)
+        texts = eval_texts(context)
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            context.progress.advance(done, len(texts))
+
+        try:
+            np.save(folder / "outputs.npy", runner.run(texts, advance).values)
+            np.save(folder / "golden.npy", runner.run(context.golden).values)
+        finally:
+            session.close()
+
+    def load(self, context: Context, folder: Path) -> None:
+        assert context.reference is not None and context.task is not None
+        task, reference = context.task, context.reference
+        state = context.variants[self.variant]
+        state.outputs = outputs = np.load(folder / "outputs.npy")
+        state.golden = np.load(folder / "golden.npy")
+        state.parity = compare(task, reference, outputs)
+        state.metrics = metrics_of(context, outputs)
+        state.worst = _worst(context, reference, outputs)
+        limits = limits_for(context.recipe, state.target, state.precision)
+        state.failures = failures(
+            task, limits, state.parity, state.metrics, context.reference_metrics
+        )
+
+
+def compare(task: Task, reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> Parity:
+    """How far `outputs` are from `reference`, (N, C) or (N, H)."""
+    n = len(reference)
+    diff = float(np.abs(outputs - reference).max())
+    if task.kind == "feature-extraction":
+        cosines = cosine(reference, outputs)
+        return Parity(
+            n, diff, min_cosine=float(cosines.min()), mean_cosine=float(cosines.mean())
+        )
+    return Parity(
+        n,
+        diff,
+        agreement=float(agreement(task, reference, outputs).mean()),
+        kl_divergence=float(kl_divergence(task, reference, outputs).mean()),
+    )
+
+
+def require_verified(context: Context) -> None:
+    """Raise VerificationError that tells of every variant over its limits, with worst examples."""
+    failed = [v for v in context.variants.values() if v.failures]
+    if not failed:
+        return
+    lines: list[str] = []
+    for state in failed:
+        lines += [f"{state.name}: {failure}" for failure in state.failures]
+        for worst in state.worst[:3]:
+            lines.append(
+                f"    {worst.text[:70]!r}: reference {worst.reference}, "
+                f"variant {worst.answer} (difference {worst.difference:.3g})"
+            )
+    names = ", ".join(v.name for v in failed)
+    raise VerificationError(
+        "verification failed, no bundle was written\n" + "\n".join(lines),
+        hint=f"use a higher precision instead of {names}, or state other limits under `verify`",
+    )
+
+
+def _worst(
+    context: Context, reference: NDArray[np.float32], outputs: NDArray[np.float32]
+) -> tuple[Worst, ...]:
+    assert context.task is not None
+    task, texts = context.task, eval_texts(context)
+    if task.kind == "feature-extraction":
+        distance = 1 - cosine(reference, outputs)
+    else:
+        # texts whose label flips come first, then by divergence
+        flips = ~agreement(task, reference, outputs)
+        distance = kl_divergence(task, reference, outputs) + 1e3 * flips
+    order = np.argsort(-distance, kind="stable")[:N_WORST]
+    return tuple(
+        Worst(
+            str(texts[i]),
+            _answer(task, reference, i),
+            _answer(task, outputs, i),
+            float(distance[i] % 1e3),
+        )
+        for i in order
+    )
+
+
+def _answer(task: Task, values: NDArray[np.float32], i: int) -> str:
+    if task.kind == "feature-extraction":
+        return f"|v| = {np.linalg.norm(values[i]):.3f}"
+    row = values[i : i + 1]
+    given = np.flatnonzero(label_matrix(task, row)[0])
+    probs = probabilities(task, row)[0]
+    return ", ".join(f"{task.labels[k]} {probs[k]:.3f}" for k in given) or "no label"
+
+

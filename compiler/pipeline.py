@@ -1,0 +1,109 @@
+"""`compile(recipe)`: the passes in their order, and a for loop."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgelm.compiler.cache import StageCache
+from edgelm.compiler.context import Context
+from edgelm.compiler.hf import require_compile_extra
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.finetune import Finetune
+from edgelm.compiler.passes.intake import Intake
+from edgelm.compiler.passes.lower import Lower
+from edgelm.compiler.passes.measure import Measure
+from edgelm.compiler.passes.merge import Merge
+from edgelm.compiler.passes.pack import SUFFIX, Pack, check_output
+from edgelm.compiler.passes.prepare import Prepare
+from edgelm.compiler.passes.reference import Reference
+from edgelm.compiler.passes.verify import Verify, require_verified
+from edgelm.compiler.recipe import Recipe
+from edgelm.runtime.manifest import Manifest
+from edgelm.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """What a compile made."""
+
+    path: Path
+    manifest: Manifest
+    notes: tuple[str, ...]
+
+    @property
+    def report_path(self) -> Path:
+        """The page with plots."""
+        return self.path / "report.html"
+
+
+def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
+    """Compile and write the bundle. Interrupted, it goes on where it was when called again.
+
+    Raises RecipeError, ModelError, DataError, MissingExtra, TargetUnavailable, StorageError, and
+    VerificationError when a variant is over its limits; then nothing is written.
+    """
+    require_compile_extra()
+    output = output_path(recipe)
+    check_output(output)
+    context = Context(recipe, StageCache(cache_root(recipe)), progress or Progress("quiet"))
+    pack = Pack(output)
+    for step in plan(recipe, pack):
+        _execute(step, context)
+    assert pack.manifest is not None
+    return BundleReport(output, pack.manifest, tuple(context.notes))
+
+
+def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
+    """The passes of a recipe, in order. Every variant is verified before any is measured."""
+    lowers = [Lower(spec) for spec in recipe.targets]
+    variants = [lower.variant for lower in lowers]
+    verified: list[Pass] = [p for lo in lowers for p in (lo, Verify(lo.variant))]
+    return [
+        Intake(),
+        Prepare(),
+        Finetune(),
+        Merge(),
+        Reference(),
+        *verified,
+        Gate(),
+        *[Measure(v) for v in variants],
+        pack,
+    ]
+
+
+class Gate(Pass):
+    """Stops the compile when a variant is over its limits."""
+
+    name = "gate"
+
+    def inputs(self, context: Context) -> None:
+        return None
+
+    def load(self, context: Context, folder: Path) -> None:
+        require_verified(context)
+
+
+def output_path(recipe: Recipe) -> Path:
+    """Where the bundle goes."""
+    if recipe.output:
+        return Path(recipe.output).expanduser()
+    stem = recipe.name or Path(recipe.model.removeprefix("pkg:")).name
+    return Path(f"{stem}{SUFFIX}")
+
+
+def cache_root(recipe: Recipe) -> Path:
+    """Where finished stages are kept."""
+    if recipe.cache_dir:
+        return Path(recipe.cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "edgelm"
+
+
+def _execute(step: Pass, context: Context) -> None:
+    try:
+        step.execute(context)
+    except Exception as err:
+        err.add_note(f"in the pass {step.name!r}") if hasattr(err, "add_note") else None
+        raise

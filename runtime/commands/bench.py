@@ -1,0 +1,66 @@
+"""edgelm bench"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from edgelm.runtime.engine import DEVICES
+
+
+@click.command(name="bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--variant", help="Only this variant; all that can run here when left out.")
+@click.option("--data", type=click.Path(path_type=Path), help="Texts; the golden ones if left out.")
+@click.option("--text-column", help="Column of the text in --data.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--seconds", default=3.0, show_default=True, help="Time for each figure.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    bundle: Path,
+    variant: str | None,
+    data: Path | None,
+    text_column: str | None,
+    device: str,
+    threads: int | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure p50/p95 latency, texts per second and memory of BUNDLE's variants on this device.
+
+    Latency is of one text of median length at a time; texts/s of all texts in one call.
+    """
+    from edgelm.runtime.bench import measure_variant
+    from edgelm.runtime.errors import UnknownVariant
+    from edgelm.runtime.manifest import Measured, read_manifest
+    from edgelm.runtime.streams import file_rows
+    from edgelm.runtime.table import variants_table
+    from edgelm.targets import get_target
+
+    manifest = read_manifest(bundle)
+    chosen = [v for v in manifest.variants if variant in (None, v.name, v.target)]
+    if not chosen:
+        raise UnknownVariant(f"{bundle}: no variant {variant!r}")
+    if data is not None:
+        rows = file_rows(data, pair=manifest.task.pair, text=text_column, second=None)
+        texts = [t for _, t in rows]
+    else:
+        texts = [g.text if g.pair is None else (g.text, g.pair) for g in manifest.golden]
+    figures: dict[str, Measured] = {}
+    for v in chosen:
+        reason = get_target(v.target).available()
+        if reason is not None and variant is None:
+            click.echo(f"{v.name}: skipped: {reason}", err=True)
+            continue
+        click.echo(f"measuring {v.name} …", err=True)
+        figures[v.name] = measure_variant(
+            bundle, v.name, texts, threads=threads, device=device, seconds=seconds
+        )
+    if as_json:
+        click.echo(json.dumps({k: asdict(m) for k, m in figures.items()}))
+    else:
+        click.echo(variants_table(manifest, figures))

@@ -1,0 +1,76 @@
+"""edgelm eval"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from edgelm.runtime.engine import DEVICES, Device
+
+
+@click.command(name="eval")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Labelled texts.")
+@click.option("--variant", help="A variant's or a target's name; all that run when left out.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--text-column", help="Column of the text.")
+@click.option("--pair-column", help="Column of the second text.")
+@click.option("--label-column", help="Column of the label.")
+@click.option("--label-separator", default=";", show_default=True, help="Between labels of a csv.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    bundle: Path,
+    data: Path,
+    variant: str | None,
+    device: Device,
+    threads: int | None,
+    text_column: str | None,
+    pair_column: str | None,
+    label_column: str | None,
+    label_separator: str,
+    as_json: bool,
+) -> None:
+    """Score BUNDLE's variants on labelled data."""
+    from edgelm.runtime.evaluate import Evaluation, evaluate
+    from edgelm.runtime.manifest import read_manifest
+    from edgelm.runtime.model import load
+    from edgelm.runtime.table import format_table, number
+    from edgelm.targets import get_target
+
+    names: list[str] = [variant] if variant else []
+    for v in read_manifest(bundle).variants if not variant else ():
+        reason = get_target(v.target).available()
+        if reason is None:
+            names.append(v.name)
+        else:
+            click.echo(f"{v.name}: skipped: {reason}", err=True)
+    results: list[Evaluation] = []
+    for name in names:
+        with load(bundle, variant=name, device=device, threads=threads) as model:
+            results.append(
+                evaluate(
+                    model,
+                    data,
+                    text=text_column,
+                    pair=pair_column,
+                    label=label_column,
+                    label_separator=label_separator,
+                )
+            )
+    if as_json:
+        click.echo(json.dumps([asdict(r) for r in results], ensure_ascii=False))
+        return
+    metrics = list(results[0].metrics) if results else []
+    rows = [
+        [r.variant, str(r.n), str(r.n_truncated), *(number(r.metrics[m], 4) for m in metrics)]
+        for r in results
+    ]
+    click.echo(format_table(["variant", "texts", "truncated", *metrics], rows))
+    if results and results[0].confusions:
+        click.echo(f"\nmost confused by {results[0].variant}:")
+        for given, found, n in results[0].confusions[:5]:
+            click.echo(f"  {n:4d}  {given} taken for {found}")

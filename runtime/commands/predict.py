@@ -1,0 +1,106 @@
+"""edgelm predict"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from edgelm.runtime.engine import DEVICES, Device
+
+if TYPE_CHECKING:
+    from edgelm.runtime.model import Model
+    from edgelm.runtime.streams import Row
+
+
+@click.command(name="predict")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="A txt, csv, jsonl … file.")
+@click.option("--variant", help="A variant's or a target's name; the fastest when left out.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--all-scores", is_flag=True, help="Give the probability of every label.")
+@click.option(
+    "--on-long",
+    type=click.Choice(["truncate", "error"]),
+    default="truncate",
+    show_default=True,
+    help="What to do with a text over the bundle's token limit.",
+)
+@click.option("--text-column", help="Column of the text in the file.")
+@click.option("--pair-column", help="Column of the second text in the file.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+def command(
+    bundle: Path,
+    texts: tuple[str, ...],
+    file: Path | None,
+    variant: str | None,
+    device: Device,
+    threads: int | None,
+    all_scores: bool,
+    on_long: Literal["truncate", "error"],
+    text_column: str | None,
+    pair_column: str | None,
+    quiet: bool,
+) -> None:
+    """Answer TEXTS, a file, or the lines of stdin, as JSON lines in the same order.
+
+    A bundle that answers pairs takes TEXTS two by two, and a tab within each line of stdin.
+    """
+    from edgelm.runtime.errors import UsageError
+    from edgelm.runtime.model import load
+    from edgelm.runtime.streams import file_rows, line_rows
+
+    if texts and file is not None:
+        raise UsageError("give either texts or --file, not both")
+    with load(bundle, variant=variant, device=device, threads=threads) as model:
+        pair = model.task.pair
+        if texts:
+            rows = _arguments(texts, pair)
+        elif file is not None:
+            rows = file_rows(file, pair=pair, text=text_column, second=pair_column)
+        else:
+            rows = line_rows(sys.stdin.buffer, pair=pair)
+        _answer(model, rows, all_scores, on_long, numbered=not texts, quiet=quiet or bool(texts))
+
+
+def _arguments(texts: tuple[str, ...], pair: bool) -> Iterator[Row]:
+    from edgelm.runtime.errors import UsageError
+
+    if not pair:
+        yield from enumerate(texts, 1)
+        return
+    if len(texts) % 2:
+        raise UsageError("this bundle answers pairs of texts: give them two by two")
+    yield from enumerate(zip(texts[::2], texts[1::2], strict=True), 1)
+
+
+def _answer(
+    model: Model,
+    rows: Iterator[Row],
+    all_scores: bool,
+    on_long: Literal["truncate", "error"],
+    *,
+    numbered: bool,
+    quiet: bool,
+) -> None:
+    from edgelm.runtime.predictions import to_json
+    from edgelm.runtime.progress import Progress
+    from edgelm.runtime.streams import chunks
+
+    progress = Progress("quiet" if quiet else "auto")
+    done = 0
+    with progress.stage("predict"):
+        for chunk in chunks(rows):
+            answers = model.predict([t for _, t in chunk], all_scores=all_scores, on_long=on_long)
+            for (row, _), answer in zip(chunk, answers, strict=True):
+                line = {"row": row, **to_json(answer)} if numbered else to_json(answer)
+                sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            done += len(chunk)
+            progress.advance(done)

@@ -1,0 +1,43 @@
+"""edgelm targets"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command(name="targets")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """List the targets, what each can do, and whether it can run here."""
+    from edgelm.runtime.table import format_table
+    from edgelm.targets import TARGETS, get_target
+
+    rows: list[dict[str, object]] = []
+    for name in TARGETS:
+        target = get_target(name)
+        able = target.capabilities()
+        rows.append(
+            {
+                "target": name,
+                "unavailable": target.available(),
+                "devices": list(able.devices),
+                "precisions": list(able.precisions),
+                "tasks": list(able.tasks),
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    head = ["target", "runs here", "devices", "precisions"]
+    cells = [
+        [
+            str(r["target"]),
+            "yes" if r["unavailable"] is None else str(r["unavailable"]),
+            " ".join(r["devices"]),  # type: ignore[arg-type]
+            " ".join(r["precisions"]),  # type: ignore[arg-type]
+        ]
+        for r in rows
+    ]
+    click.echo(format_table(head, cells))

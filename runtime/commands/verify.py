@@ -1,0 +1,41 @@
+"""edgelm verify"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command(name="verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--variant", help="Only this variant; all that can run here when left out.")
+@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(bundle: Path, variant: str | None, threads: int | None, as_json: bool) -> None:
+    """Check BUNDLE's files, and re-run its golden answers on this device."""
+    from edgelm.runtime.bundle import Bundle
+    from edgelm.runtime.engine import EngineOptions
+    from edgelm.runtime.errors import TamperedError, UnknownVariant, VerificationError
+    from edgelm.runtime.verify import verify_files, verify_variant
+
+    opened = Bundle(bundle)
+    checks = [verify_files(opened)]
+    if checks[0].ok:
+        chosen = [v for v in opened.manifest.variants if variant in (None, v.name, v.target)]
+        if not chosen:
+            raise UnknownVariant(f"{bundle}: no variant {variant!r}")
+        checks += [verify_variant(opened, v, EngineOptions(threads=threads)) for v in chosen]
+    if as_json:
+        click.echo(json.dumps([asdict(c) for c in checks], ensure_ascii=False))
+    else:
+        for check in checks:
+            mark = "skipped" if check.skipped else "ok" if check.ok else "FAILED"
+            click.echo(f"{check.name}: {mark}: {check.detail}")
+    if not checks[0].ok:
+        raise TamperedError(f"{bundle}: {checks[0].detail}")
+    failed = [c.name for c in checks if not c.ok]
+    if failed:
+        raise VerificationError(f"{bundle}: other answers than packed: {', '.join(failed)}")

@@ -1,0 +1,94 @@
+"""Files that are written whole or not at all, and digests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgelm.runtime.errors import StorageError
+
+CHUNK_BYTES = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of the file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def storage_errors(path: object) -> Iterator[None]:
+    """Turn the disk's refusals (full, read-only, no permission) into StorageError."""
+    try:
+        yield
+    except OSError as err:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "no permission to write",
+            errno.EPERM: "no permission to write",
+            errno.ENOTDIR: "a part of the path is not a directory",
+        }
+        if err.errno not in reasons:
+            raise
+        raise StorageError(f"{path}: {reasons[err.errno]}") from err
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write through a temporary neighbour, fsync, rename."""
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(raw)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync_tree(root: Path) -> None:
+    """fsync every file and directory below `root`, so that a rename that follows is a commit."""
+    for folder, _, names in os.walk(root):
+        for name in [*names, "."]:
+            with contextlib.suppress(PermissionError):  # directories cannot be opened on Windows
+                descriptor = os.open(Path(folder) / name, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+
+def replace_tree(staged: Path, final: Path) -> None:
+    """Put the directory `staged` in the place of `final` (which may exist); both on one disk.
+
+    A reader sees the old tree or the new one; between two renames the old one stands beside as
+    `.NAME.old`, and is put back by the next call if the process died there.
+    """
+    sync_tree(staged)
+    old = final.with_name(f".{final.name}.old")
+    with storage_errors(final):
+        if old.exists() and not final.exists():
+            old.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        staged.rename(final)
+        with contextlib.suppress(PermissionError):
+            descriptor = os.open(final.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        shutil.rmtree(old, ignore_errors=True)

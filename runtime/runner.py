@@ -1,0 +1,72 @@
+"""Texts in, raw outputs out, on one opened engine: the loop that everything shares.
+
+Texts are sorted by length, so that a batch holds texts of like length and little padding, and
+answers come back in the order of the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.runtime.engine import BatchLimits, Session
+from edgelm.runtime.tokenizer import Text, Tokenizer, Tokens
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Raw answers to N texts."""
+
+    values: NDArray[np.float32]  # (N, C) logits, or (N, H) vectors, not normalized
+    n_tokens: NDArray[np.int32]  # (N,)
+    truncated: list[bool]
+
+
+class Runner:
+    """A tokenizer and a session."""
+
+    def __init__(self, tokenizer: Tokenizer, session: Session) -> None:
+        self.tokenizer = tokenizer
+        self.session = session
+
+    def run(
+        self, texts: Sequence[Text], advance: Callable[[int], None] | None = None
+    ) -> Outputs:
+        """Answer `texts` (at least one); `advance(n)` is called after each batch of n."""
+        return self.run_tokens(self.tokenizer.encode(texts), advance)
+
+    def run_tokens(
+        self, tokens: Tokens, advance: Callable[[int], None] | None = None
+    ) -> Outputs:
+        """As `run`, for texts that are tokenized already."""
+        values: NDArray[np.float32] | None = None
+        pad_id = self.tokenizer.limits.pad_id
+        for indices in plan_batches(tokens.lengths, self.session.limits):
+            rows = self.session.run(tokens.batch(indices, pad_id))
+            if values is None:
+                values = np.empty((len(tokens.rows), rows.shape[1]), np.float32)
+            values[indices] = rows
+            if advance is not None:
+                advance(len(indices))
+        assert values is not None, "run needs at least one text"
+        return Outputs(values, tokens.lengths, tokens.truncated)
+
+
+def plan_batches(
+    lengths: NDArray[np.int32], limits: BatchLimits
+) -> Iterator[NDArray[np.intp]]:
+    """Index arrays that cover all texts once, longest first, within the limits.
+
+    Longest first, so that an engine's memory is as large as it will get after one batch. A text
+    longer than `max_tokens` gets a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        size = max(1, min(limits.max_sequences, limits.max_tokens // longest))
+        yield order[start : start + size]
+        start += size

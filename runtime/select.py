@@ -1,0 +1,41 @@
+"""Which variant of a bundle to open on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgelm.runtime.engine import Device
+from edgelm.runtime.errors import TargetUnavailable, UnknownVariant
+from edgelm.runtime.manifest import Manifest, Variant
+from edgelm.runtime.schema import nearest
+
+
+def select_variant(
+    manifest: Manifest,
+    name: str | None,
+    device: Device,
+    unavailable: Callable[[str, Device], str | None],
+) -> Variant:
+    """The variant called `name` (or the best of the target called so), else the best that runs.
+
+    `unavailable(target, device)` gives the reason why a target cannot run here, or None. Best is
+    the most texts per second, as measured when the bundle was compiled; the first where nothing
+    was measured. Raises UnknownVariant, TargetUnavailable.
+    """
+    wanted = [v for v in manifest.variants if name is None or name in (v.name, v.target)]
+    if not wanted:
+        names = [v.name for v in manifest.variants]
+        raise UnknownVariant(
+            f"no variant {name!r}{nearest(str(name), names)}",
+            hint=f"the bundle holds {', '.join(names)}",
+        )
+    reasons = {v.name: unavailable(v.target, device) for v in wanted}
+    runnable = [v for v in wanted if reasons[v.name] is None]
+    if not runnable:
+        said = dict.fromkeys(f"{v.target}: {reasons[v.name]}" for v in wanted)
+        raise TargetUnavailable(f"no variant can run here: {'; '.join(said)}")
+    return max(runnable, key=_texts_per_s)
+
+
+def _texts_per_s(variant: Variant) -> float:
+    return (variant.measured and variant.measured.texts_per_s) or 0.0

@@ -1,0 +1,103 @@
+"""Texts for `edgelm predict`, from a file of any length or from stdin, in constant memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from edgelm.runtime.columns import find_columns
+from edgelm.runtime.errors import DataError
+from edgelm.runtime.records import read_records
+from edgelm.runtime.tokenizer import Text
+
+CHUNK = 1024  # texts that are sorted by length and answered together
+Row = tuple[int, Text]  # number of the row or line, its text
+
+
+def file_rows(path: Path, *, pair: bool, text: str | None, second: str | None) -> Iterator[Row]:
+    """The texts of a txt, csv, tsv, jsonl, json or parquet file. Raises DataError."""
+    columns = None
+    for record in read_records(path):
+        if columns is None:
+            columns = find_columns(list(record.values), text=text, pair=second)
+            if pair and columns.pair is None:
+                raise DataError(
+                    "the bundle answers pairs, and there is no column of second texts",
+                    path=path,
+                    hint="name it with --pair-column",
+                )
+        first = _text(record.values.get(columns.text), columns.text, record.path, record.row)
+        if pair and columns.pair is not None:
+            other = _text(record.values.get(columns.pair), columns.pair, record.path, record.row)
+            yield record.row, (first, other)
+        else:
+            yield record.row, first
+
+
+def line_rows(stream: BinaryIO, *, pair: bool) -> Iterator[Row]:
+    """One text a line; for pairs, a tab between the two. Raises DataError."""
+    for number, raw in enumerate(stream, 1):
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as err:
+            raise DataError("not valid UTF-8", path="stdin", row=number) from err
+        if not pair:
+            yield number, line
+            continue
+        first, tab, second = line.partition("\t")
+        if not tab:
+            raise DataError(
+                "the bundle answers pairs: put a tab between the texts", path="stdin", row=number
+            )
+        yield number, (first, second)
+
+
+def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
+    """Rows in lists of up to `size`, as many as are there: a slow source is answered promptly.
+
+    A thread reads ahead by at most two chunks; its error is raised here, after what came before.
+    """
+    waiting: queue.Queue[Row | BaseException | None] = queue.Queue(maxsize=2 * size)
+    stop = threading.Event()
+
+    def read() -> None:
+        end: BaseException | None = None
+        try:
+            for row in rows:
+                waiting.put(row)
+                if stop.is_set():
+                    return
+        except Exception as err:  # handed to the caller, who raises it
+            end = err
+        waiting.put(end)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while True:
+            item = waiting.get()
+            chunk: list[Row] = []
+            while isinstance(item, tuple):
+                chunk.append(item)
+                if len(chunk) == size:
+                    break
+                try:
+                    item = waiting.get(timeout=0.01)
+                except queue.Empty:
+                    break
+            if chunk:
+                yield chunk
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+    finally:
+        stop.set()
+
+
+def _text(value: object, column: str, path: Path, row: int) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{column}: {value!r} is not text", path=path, row=row)
+    return value

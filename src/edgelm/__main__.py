@@ -1,0 +1,83 @@
+"""The command line. A command's code stands in the module named here; nothing else is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from edgelm import __version__
+from edgelm.runtime.errors import EdgelmError
+
+COMMANDS = {
+    "compile": "edgelm.compiler.commands.compile",
+    "init": "edgelm.compiler.commands.init",
+    "predict": "edgelm.runtime.commands.predict",
+    "eval": "edgelm.runtime.commands.eval",
+    "verify": "edgelm.runtime.commands.verify",
+    "bench": "edgelm.runtime.commands.bench",
+    "inspect": "edgelm.runtime.commands.inspect",
+    "targets": "edgelm.runtime.commands.targets",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when it is asked for; each holds a click command `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(COMMANDS[cmd_name]).command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from edgelm.runtime.schema import nearest
+
+            ctx.fail(f"No such command {args[0]!r}{nearest(args[0], COMMANDS)}.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="edgelm")
+def cli() -> None:
+    """Compile language models for the edge, and run them with one predict."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in `error:` and `hint:`, never in a traceback."""
+    try:
+        cli(prog_name="edgelm", standalone_mode=False)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(err.exit_code)
+    except click.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except EdgelmError as err:
+        click.echo(f"error: {err.message}", err=True)
+        if err.hint:
+            click.echo(f"hint: {err.hint}", err=True)
+        sys.exit(err.exit_code)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _interrupted() -> None:
+    click.echo("interrupted: nothing is lost, the same command goes on from here", err=True)
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

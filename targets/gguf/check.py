@@ -1,0 +1,222 @@
+"""A look at a GGUF file's header before llama.cpp sees it.
+
+llama.cpp ends the process on some broken headers (assertions on counts, duplicate tokens, zero
+heads), and reads past the end of some short files. Everything it relies on is checked here first,
+in plain Python: a bad file raises BundleError. Only the two graphs edgelm writes are known.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.runtime.errors import BundleError
+
+MAX_KEYS = 1024
+MAX_TENSORS = 65_536
+MAX_STRINGS = 4_000_000  # in one array
+MAX_NAME = 63  # bytes of a tensor's name, llama.cpp's limit
+MAX_DIMS = 4
+
+# ggml type -> (values in a block, bytes of a block)
+BLOCKS: dict[int, tuple[int, int]] = {
+    0: (1, 4),  # f32
+    1: (1, 2),  # f16
+    2: (32, 18),  # q4_0
+    3: (32, 20),  # q4_1
+    6: (32, 22),  # q5_0
+    7: (32, 24),  # q5_1
+    8: (32, 34),  # q8_0
+    10: (256, 84),  # q2_k
+    11: (256, 110),  # q3_k
+    12: (256, 144),  # q4_k
+    13: (256, 176),  # q5_k
+    14: (256, 210),  # q6_k
+    18: (256, 98),  # iq3_xxs
+    20: (32, 18),  # iq4_nl
+    21: (256, 110),  # iq3_s
+    23: (256, 136),  # iq4_xs
+    30: (1, 2),  # bf16
+    34: (256, 54),  # tq1_0
+    35: (256, 66),  # tq2_0
+    41: (128, 18),  # q1_0
+    42: (64, 18),  # q2_0
+}
+
+# value type of a key -> struct format; 8 is a string, 9 an array
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_TOKENS = "tokenizer.ggml.tokens"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor: its ggml type, its shape as numpy would say it (rows first), and its bytes."""
+
+    type: int
+    shape: tuple[int, ...]
+    offset: int  # from the start of the file
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says of itself. Of arrays only the length is kept."""
+
+    keys: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of `path`. Raises BundleError."""
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            cursor = _Cursor(data, len(data))
+            header = _read(cursor)
+    except (OSError, ValueError) as err:  # ValueError: an empty file cannot be mapped
+        raise BundleError(f"{path}: cannot be read: {err}") from err
+    except _Bad as err:
+        raise BundleError(f"{path}: not a usable GGUF file: {err}") from err
+    return header
+
+
+class _Bad(Exception):
+    """The header breaks a rule."""
+
+
+class _Cursor:
+    """A place in the file that never leaves it."""
+
+    def __init__(self, data: mmap.mmap, size: int) -> None:
+        self.data = data
+        self.size = size
+        self.at = 0
+
+    def scalar(self, format_: str) -> Any:
+        n = struct.calcsize("<" + format_)
+        self._need(n)
+        (value,) = struct.unpack_from("<" + format_, self.data, self.at)
+        self.at += n
+        return value
+
+    def bytes(self, n: int) -> bytes:
+        self._need(n)
+        value = self.data[self.at : self.at + n]
+        self.at += n
+        return value
+
+    def string(self) -> str:
+        raw = self.bytes(self.scalar("Q"))
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as err:
+            raise _Bad("a name is not UTF-8") from err
+
+    def skip(self, n: int) -> None:
+        self._need(n)
+        self.at += n
+
+    def strings(self, n: int, *, unique: bool) -> None:
+        """Walk over `n` strings."""
+        if n > MAX_STRINGS or n * 8 > self.size - self.at:
+            raise _Bad(f"an array of {n} strings does not fit the file")
+        data, size, at = self.data, self.size, self.at
+        unpack = struct.Struct("<Q").unpack_from
+        seen: set[bytes] = set()
+        for _ in range(n):
+            if at + 8 > size:
+                raise _Bad("it ends inside a string")
+            (length,) = unpack(data, at)
+            at += 8 + length
+            if at > size:
+                raise _Bad("a string is longer than the file")
+            if unique:
+                seen.add(data[at - length : at])
+        if unique and len(seen) != n:
+            raise _Bad("a token stands twice in the vocabulary")
+        self.at = at
+
+    def _need(self, n: int) -> None:
+        if n > self.size - self.at:
+            raise _Bad("it ends inside its header")
+
+
+def _read(cursor: _Cursor) -> Header:
+    if cursor.bytes(4) != b"GGUF":
+        raise _Bad("it does not begin with GGUF")
+    version = cursor.scalar("I")
+    if version not in (2, 3):
+        raise _Bad(f"version {version}, known are 2 and 3")
+    n_tensors, n_keys = cursor.scalar("Q"), cursor.scalar("Q")
+    if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
+        raise _Bad(f"{n_tensors} tensors and {n_keys} keys are more than {MAX_TENSORS} and {MAX_KEYS}")
+    keys: dict[str, Any] = {}
+    for _ in range(n_keys):
+        name = cursor.string()
+        if not name or name in keys:
+            raise _Bad(f"the key {name!r} is empty or stands twice")
+        keys[name] = _value(cursor, name)
+    tensors = _tensors(cursor, n_tensors, _alignment(keys))
+    return Header(keys, tensors)
+
+
+def _value(cursor: _Cursor, name: str) -> Any:
+    kind = cursor.scalar("I")
+    if kind == _STRING:
+        return cursor.string()
+    if kind == _ARRAY:
+        kind, n = cursor.scalar("I"), cursor.scalar("Q")
+        if kind == _STRING:
+            cursor.strings(n, unique=name == _TOKENS)
+        elif kind in _SCALARS:
+            cursor.skip(n * struct.calcsize("<" + _SCALARS[kind]))
+        else:
+            raise _Bad(f"{name}: an array of the unknown type {kind}")
+        return n
+    if kind not in _SCALARS:
+        raise _Bad(f"{name}: the unknown type {kind}")
+    return cursor.scalar(_SCALARS[kind])
+
+
+def _alignment(keys: dict[str, Any]) -> int:
+    value = keys.get("general.alignment", 32)
+    if not isinstance(value, int) or not 8 <= value <= 65_536 or value & (value - 1):
+        raise _Bad(f"general.alignment is {value!r}, not a power of two from 8 to 65536")
+    return value
+
+
+def _tensors(cursor: _Cursor, n: int, alignment: int) -> dict[str, TensorInfo]:
+    found: list[tuple[str, int, tuple[int, ...], int, int]] = []
+    for _ in range(n):
+        name = cursor.string()
+        n_dims = cursor.scalar("I")
+        if not name or len(name.encode()) > MAX_NAME or not 1 <= n_dims <= MAX_DIMS:
+            raise _Bad(f"tensor {name[:MAX_NAME]!r}: a bad name, or {n_dims} dimensions")
+        dims = [cursor.scalar("Q") for _ in range(n_dims)]
+        kind, offset = cursor.scalar("I"), cursor.scalar("Q")
+        found.append((name, kind, tuple(reversed(dims)), offset, _n_bytes(name, kind, dims, cursor)))
+    start = -(-cursor.at // alignment) * alignment
+    tensors: dict[str, TensorInfo] = {}
+    expected = 0
+    for name, kind, shape, offset, n_bytes in found:
+        # llama.cpp wants them back to back, in order
+        if name in tensors or offset != expected or start + offset + n_bytes > cursor.size:
+            raise _Bad(f"tensor {name}: stands twice, is out of place, or reaches past the file's end")
+        tensors[name] = TensorInfo(kind, shape, start + offset, n_bytes)
+        expected += -(-n_bytes // alignment) * alignment
+    return tensors
+
+
+def _n_bytes(name: str, kind: int, dims: list[int], cursor: _Cursor) -> int:
+    if kind not in BLOCKS:
+        raise _Bad(f"tensor {name}: the unknown type {kind}")
+    n_values, n_block_bytes = BLOCKS[kind]
+    n = 1
+    for dim in dims:
+        n *= dim
+    if n == 0 or dims[0] % n_values or n // n_values * n_block_bytes > cursor.size:
+        raise _Bad(f"tensor {name}: the shape {dims} does not fit type {kind} and the file")
+    return n // n_values * n_block_bytes

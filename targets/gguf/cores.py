@@ -1,0 +1,21 @@
+"""How many physical cores this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def physical_cores() -> int:
+    """Physical cores among the CPUs the process may run on; logical ones where that is not told."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    cores: set[str] = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(path.read_text("ascii").strip())
+        except OSError:
+            return len(allowed)
+    return len(cores) or 1

@@ -1,0 +1,258 @@
+"""The session: token batches through llama.cpp's C interface, fed with ids only.
+
+llama.cpp runs the sequences of one call as one long row of tokens, each masked from the others, so
+its attention costs the square of the call's tokens: many small calls beat one big one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
+from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
+from edgelm.runtime.manifest import Task, Variant
+from edgelm.targets.gguf import bindings
+from edgelm.targets.gguf.check import read_header
+from edgelm.targets.gguf.cores import physical_cores
+from edgelm.targets.gguf.facts import Facts, read_facts
+from edgelm.targets.gguf.head import Head, load_head
+from edgelm.targets.gguf.plan import POOLING_TYPES
+from edgelm.targets.gguf.rows import TokenRows
+
+TOKENS_A_CALL = 256
+SEQUENCES_A_CALL = 32
+_LONG = 1024  # tokens; beyond it attention without its matrix of scores, at float16 keys
+
+
+@dataclass(frozen=True)
+class Options:
+    """The variant's options, checked."""
+
+    pooling: str
+    max_tokens: int
+    head: str | None
+    type_ids: bool
+
+
+class GgufSession:
+    """One model, one context, one caller at a time."""
+
+    def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
+        self._lock = threading.Lock()
+        self._model: Any = None
+        self._context: Any = None
+        mine = read_options(variant)
+        path = folder / _file(variant, ".gguf")
+        header = read_header(path)
+        self._facts = read_facts(header, path)
+        self._max_tokens = min(mine.max_tokens, self._facts.context_length)
+        self._head = self._load_head(folder, variant, mine)
+        self._rows = TokenRows(path, header, self._facts.n_embd) if mine.type_ids else None
+        self._library = bindings.load()
+        self.device = _device(self._library, options)
+        self._budget = max(TOKENS_A_CALL, self._max_tokens)
+        self._open(path, mine, options)
+        self._n_out = self._outputs(path, mine, task)
+        self._buffers = _Buffers(self._library, self._budget, self._facts.n_embd, mine.type_ids)
+        self.limits = BatchLimits(max_sequences=256, max_tokens=max(8192, self._max_tokens))
+
+    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Logits (B, C) for classification, pooled vectors (B, H), not normalized, for embeddings."""
+        self._check(batch)
+        B = len(batch.lengths)
+        pooled = np.empty((B, self._n_out), dtype=np.float32)
+        with self._lock:
+            if self._context is None:
+                raise UsageError("the model was closed")
+            start = 0
+            while start < B:
+                stop, n_tokens = start, 0
+                while stop < B and stop - start < SEQUENCES_A_CALL:
+                    n_tokens += int(batch.lengths[stop])
+                    if stop > start and n_tokens > TOKENS_A_CALL:
+                        break
+                    stop += 1
+                self._encode(batch, start, stop, pooled)
+                start = stop
+        return pooled if self._head is None else self._head(pooled)
+
+    def close(self) -> None:
+        """Free the context and the model; calling it twice is harmless."""
+        with self._lock:
+            if self._context is not None:
+                self._library.llama_free(self._context)
+                self._context = None
+            if self._model is not None:
+                self._library.llama_model_free(self._model)
+                self._model = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None) is not None:
+            self.close()
+
+    def _open(self, path: Path, mine: Options, options: EngineOptions) -> None:
+        library = self._library
+        bindings.last_errors()
+        on_gpu = self.device == "cuda"
+        model_params = library.llama_model_default_params()
+        model_params.n_gpu_layers = -1 if on_gpu else 0
+        self._model = library.llama_model_load_from_file(str(path).encode(), model_params)
+        if not self._model:
+            self._model = None
+            raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
+        params = library.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = self._budget
+        params.n_seq_max = SEQUENCES_A_CALL
+        params.kv_unified = True  # or the sequences would share the context's length out
+        params.n_threads = params.n_threads_batch = options.threads or physical_cores()
+        params.embeddings = True
+        params.pooling_type = POOLING_TYPES[mine.pooling]
+        params.attention_type = library.LLAMA_ATTENTION_TYPE_NON_CAUSAL
+        params.flash_attn_type = (
+            library.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if self._budget > _LONG
+            else library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.offload_kqv = params.op_offload = on_gpu
+        params.no_perf = True
+        self._context = library.llama_init_from_model(self._model, params)
+        if not self._context:
+            self._context = None
+            self.close()
+            raise TargetUnavailable(f"llama.cpp cannot open {path}: {bindings.last_errors()}")
+
+    def _outputs(self, path: Path, mine: Options, task: Task) -> int:
+        """Values that llama.cpp gives for one sequence, checked against the task."""
+        n = self._facts.n_embd
+        if mine.pooling == "rank":
+            n = int(self._library.llama_model_n_cls_out(self._model))
+        final = n if self._head is None else len(self._head.out_bias)
+        if task.kind == "text-classification" and final != len(task.labels):
+            self.close()
+            raise BundleError(f"{path}: {final} outputs for {len(task.labels)} labels")
+        return n
+
+    def _load_head(self, folder: Path, variant: Variant, mine: Options) -> Head | None:
+        if mine.head is None:
+            return None
+        return load_head(folder / _file(variant, mine.head), self._facts.n_embd)
+
+    def _check(self, batch: TokenBatch) -> None:
+        # llama.cpp ends the process on positions beyond the table
+        longest = int(batch.lengths.max(initial=0))
+        if longest > min(self._max_tokens, batch.input_ids.shape[1]):
+            raise InputError(f"{longest} tokens, the model takes {self._max_tokens}")
+        if int(batch.lengths.min(initial=1)) < 1:
+            raise InputError("a sequence without tokens")
+        ids = batch.input_ids
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._facts.n_vocab:
+            raise InputError(f"a token id outside 0 to {self._facts.n_vocab - 1}")
+
+    def _encode(
+        self, batch: TokenBatch, start: int, stop: int, pooled: NDArray[np.float32]
+    ) -> None:
+        """Rows start to stop of the batch into the same rows of `pooled`."""
+        library, context = self._library, self._context
+        lengths = batch.lengths[start:stop]
+        real = np.arange(batch.input_ids.shape[1]) < lengths[:, None]  # (n, T)
+        ids = batch.input_ids[start:stop][real]
+        vectors = None
+        if self._rows is not None and batch.type_ids[start:stop].any():
+            vectors = self._rows.gather(ids, batch.type_ids[start:stop][real])
+        filled = self._buffers.fill(ids, lengths, vectors)
+        status = library.llama_encode(context, filled)
+        if status != 0:
+            raise TargetUnavailable(f"llama.cpp failed ({status}): {bindings.last_errors()}")
+        for i in range(stop - start):
+            row = library.llama_get_embeddings_seq(context, i)
+            if not row:
+                raise TargetUnavailable(f"llama.cpp gave no result: {bindings.last_errors()}")
+            pooled[start + i] = np.ctypeslib.as_array(row, shape=(self._n_out,))
+
+
+class _Buffers:
+    """The arrays behind a llama_batch, made once."""
+
+    def __init__(self, library: Any, n: int, n_embd: int, with_vectors: bool) -> None:
+        self._ids = np.zeros(n, dtype=np.int32)
+        self._positions = np.zeros(n, dtype=np.int32)
+        self._sequences = np.zeros(n, dtype=np.int32)
+        self._ones = np.ones(n, dtype=np.int32)
+        self._outputs = np.ones(n, dtype=np.int8)
+        self._vectors = np.zeros((n if with_vectors else 0, n_embd), dtype=np.float32)
+        # llama.cpp takes one pointer to the list of its sequences for each token
+        address = self._sequences.ctypes.data
+        self._pointers = np.arange(address, address + 4 * n, 4, dtype=np.uintp)
+        fields = {name: kind for name, kind in library.llama_batch._fields_}
+        self._kinds = fields
+        self._batch = library.llama_batch()
+        for name, array in (
+            ("pos", self._positions),
+            ("n_seq_id", self._ones),
+            ("seq_id", self._pointers),
+            ("logits", self._outputs),
+        ):
+            setattr(self._batch, name, ctypes.cast(array.ctypes.data, fields[name]))
+
+    def fill(
+        self,
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        vectors: NDArray[np.float32] | None,
+    ) -> Any:
+        """The batch of `ids` (n,), cut into sequences of `lengths`; `vectors` (n, H) replace ids."""
+        n = len(ids)
+        self._sequences[:n] = np.repeat(np.arange(len(lengths)), lengths)
+        begins = np.cumsum(lengths) - lengths
+        self._positions[:n] = np.arange(n) - np.repeat(begins, lengths)
+        batch = self._batch
+        batch.n_tokens = n
+        if vectors is None:
+            self._ids[:n] = ids
+            batch.token = ctypes.cast(self._ids.ctypes.data, self._kinds["token"])
+            batch.embd = None
+        else:
+            self._vectors[:n] = vectors
+            batch.token = None
+            batch.embd = ctypes.cast(self._vectors.ctypes.data, self._kinds["embd"])
+        return batch
+
+
+def read_options(variant: Variant) -> Options:
+    """The options `lower` gave. Raises BundleError."""
+    o = variant.options
+    pooling, max_tokens, head = o.get("pooling"), o.get("max_tokens"), o.get("head")
+    known = (
+        pooling in POOLING_TYPES
+        and isinstance(max_tokens, int)
+        and 1 <= max_tokens <= 2**20
+        and (head is None or isinstance(head, str))
+    )
+    if not known:
+        raise BundleError(f"variant {variant.name}: its options {o!r} are not the gguf target's")
+    return Options(str(pooling), int(max_tokens or 0), head, o.get("type_ids") is True)
+
+
+def _file(variant: Variant, ending: str) -> str:
+    found = [f.path for f in variant.files if f.path.endswith(ending)]
+    if len(found) != 1:
+        raise BundleError(f"variant {variant.name}: it lists {len(found)} files ending in {ending}")
+    return found[0]
+
+
+def _device(library: Any, options: EngineOptions) -> str:
+    has_gpu = bool(library.llama_supports_gpu_offload())
+    if options.device == "cuda" and not has_gpu:
+        raise TargetUnavailable(
+            "llama.cpp was built without CUDA",
+            hint='build it so: CMAKE_ARGS="-DGGML_CUDA=on" pip install --no-binary llama-cpp-python '
+            "llama-cpp-python",
+        )
+    return "cuda" if has_gpu and options.device != "cpu" else "cpu"

@@ -1,0 +1,112 @@
+"""A Hugging Face directory -> model.gguf, and the head's own file where the graph cannot hold it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from edgelm.runtime.errors import MissingExtra, ModelError
+from edgelm.targets.base import Lowered, LowerRequest
+from edgelm.targets.gguf.families import make_plan
+from edgelm.targets.gguf.plan import Config, Plan
+from edgelm.targets.gguf.precisions import FLOAT_FILE_TYPES, PRECISIONS
+from edgelm.targets.gguf.vocab import read_vocab
+from edgelm.targets.gguf.weights import Weights
+from edgelm.targets.gguf.writer import write_gguf
+
+MODEL_FILE = "model.gguf"
+HEAD_FILE = "head.safetensors"
+ENGINE = {"llama-cpp-python": ">=0.3.36"}
+
+
+def lower(request: LowerRequest) -> Lowered:
+    """Write the variant's files into `request.folder`. Raises ModelError, MissingExtra."""
+    if request.precision not in PRECISIONS:
+        raise ModelError(
+            f"the gguf target has no precision {request.precision!r}; it has {', '.join(PRECISIONS)}"
+        )
+    config = _read_config(request.model_dir)
+    with Weights(request.model_dir) as weights:
+        plan = make_plan(config, weights, request.task)
+        _check_sizes(plan, weights, request)
+        family = str(config.values["model_type"])
+        n_rows = weights.shape(plan.moves[0].source)[0]
+        vocab = read_vocab(request.model_dir, n_rows, family)
+        if vocab.model == "none":
+            request.report("llama.cpp has no tokenizer of this kind: the file holds token ids only")
+        name = f"{request.model_dir.name or family} {request.precision}"
+        is_float = request.precision in FLOAT_FILE_TYPES
+        first = request.folder / (MODEL_FILE if is_float else "unquantized.gguf.tmp")
+        float_precision = request.precision if is_float else "f32"
+        request.report(f"writing {float_precision} tensors")
+        try:
+            write_gguf(first, plan, weights, vocab, request.task, name, float_precision)
+            if not is_float:
+                request.report(f"quantizing to {request.precision}")
+                _quantize(first, request, plan)
+        finally:
+            if not is_float:
+                first.unlink(missing_ok=True)
+    options: dict[str, Any] = {"pooling": plan.pooling, "max_tokens": request.text.max_tokens}
+    files = [MODEL_FILE]
+    if plan.head is not None:
+        plan.head.save(request.folder / HEAD_FILE)
+        files.append(HEAD_FILE)
+        options["head"] = HEAD_FILE
+    if _feeds_vectors(request, plan):
+        options["type_ids"] = True
+    return Lowered(tuple(files), dict(ENGINE), options)
+
+
+def _quantize(source: Path, request: LowerRequest, plan: Plan) -> None:
+    try:
+        from edgelm.targets.gguf.quantize import quantize_file
+    except ImportError as err:
+        raise MissingExtra("llama-cpp-python", "gguf") from err
+    quantize_file(
+        source,
+        request.folder / MODEL_FILE,
+        request.precision,
+        int(plan.keys["embedding_length"]),
+        keep_table=_feeds_vectors(request, plan),
+    )
+
+
+def _feeds_vectors(request: LowerRequest, plan: Plan) -> bool:
+    """Whether second texts carry token type 1, which the graph has no input for: the engine then
+    looks the token's vector up itself and adds the difference of the two types."""
+    return request.task.pair and request.text.type_ids and plan.n_token_types > 1
+
+
+def _read_config(folder: Path) -> Config:
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as err:
+        raise ModelError(f"{path}: cannot be read: {err}") from err
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: not a config")
+    return Config(values)
+
+
+def _check_sizes(plan: Plan, weights: Weights, request: LowerRequest) -> None:
+    """What llama.cpp would only find out at load time, or never."""
+    if request.text.max_tokens > plan.context_length:
+        raise ModelError(
+            f"max_tokens is {request.text.max_tokens}, the model's positions end at "
+            f"{plan.context_length}"
+        )
+    width, heads = plan.keys["embedding_length"], plan.keys["attention.head_count"]
+    if width % heads or (width // heads) % 2:
+        raise ModelError(f"{width} values do not split evenly over {heads} heads")
+    n_blocks = 1 + max(
+        (int(m.group(1)) for move in plan.moves if (m := re.match(r"blk\.(\d+)\.", move.name))),
+        default=-1,
+    )
+    assert n_blocks == plan.keys["block_count"]
+    out = next((m.source for m in plan.moves if m.name == "cls.output.weight"), None)
+    rows = weights.shape(out)[0] if out else plan.head.out_weight.shape[0] if plan.head else None
+    if rows is not None and rows != len(request.task.labels):
+        raise ModelError(f"the classifier has {rows} outputs, the task {len(request.task.labels)} labels")

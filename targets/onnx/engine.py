@@ -1,0 +1,124 @@
+"""The run-time half: an ONNX file opened with ONNX Runtime.
+
+Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden size.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
+from edgelm.runtime.errors import BundleError, TargetUnavailable
+from edgelm.runtime.manifest import Task, Variant
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+OUTPUTS = {"text-classification": "logits", "feature-extraction": "embedding"}
+
+# What ONNX Runtime raises on a file it cannot use; they share no base but RuntimeError/Exception.
+_BAD_FILE = (
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.ModelLoaded,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotImplemented,
+    native.RuntimeException,
+)
+
+
+def providers() -> tuple[str, ...]:
+    """The execution providers this ONNX Runtime was built with."""
+    return tuple(ort.get_available_providers())
+
+
+class OnnxSession:
+    """An opened ONNX variant; `run` may be called from many threads at once."""
+
+    limits = BatchLimits()
+
+    def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
+        path = folder / _model_path(variant)
+        self.device, chosen = _choose(options.device)
+        ort.set_default_logger_severity(4)  # fatal only: errors arrive as exceptions
+        try:
+            session = ort.InferenceSession(
+                path, sess_options=_session_options(options.threads), providers=chosen
+            )
+        except _BAD_FILE as err:
+            raise BundleError(f"{path}: ONNX Runtime cannot read it: {_first_line(err)}") from err
+        self._inputs = tuple(i.name for i in session.get_inputs())
+        self._output = OUTPUTS[task.kind]
+        unknown = set(self._inputs) - INPUTS
+        if unknown or self._output not in {o.name for o in session.get_outputs()}:
+            wrong = f"unknown inputs {sorted(unknown)}" if unknown else f"no output {self._output}"
+            raise BundleError(f"{path}: not a file that edgelm wrote: {wrong}")
+        self._session: ort.InferenceSession | None = session
+
+    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Logits (B, C), or pooled vectors (B, H), not normalized."""
+        session = self._session
+        if session is None:
+            raise RuntimeError("the session is closed")
+        T = batch.input_ids.shape[1]
+        feeds: dict[str, NDArray[np.int64]] = {}
+        for name in self._inputs:
+            if name == "attention_mask":
+                feeds[name] = (np.arange(T) < batch.lengths[:, None]).astype(np.int64)
+            else:
+                source = batch.input_ids if name == "input_ids" else batch.type_ids
+                feeds[name] = source.astype(np.int64)
+        return session.run([self._output], feeds)[0]  # type: ignore[return-value]
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _model_path(variant: Variant) -> str:
+    paths = [f.path for f in variant.files if f.path.endswith(".onnx")]
+    if len(paths) != 1:
+        raise BundleError(f"variant {variant.name!r}: it needs one .onnx file, it has {len(paths)}")
+    return paths[0]
+
+
+def _choose(device: str) -> tuple[str, list[str]]:
+    """The device's name and the providers to open it with."""
+    has_cuda = CUDA in providers()
+    if device == "cuda" and not has_cuda:
+        raise TargetUnavailable(
+            "this ONNX Runtime has no CUDA support",
+            hint="replace it with: pip install onnxruntime-gpu",
+        )
+    if has_cuda and device != "cpu":
+        return "cuda", [CUDA, CPU]
+    return "cpu", [CPU]
+
+
+def _session_options(threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads or _n_cores()
+    options.inter_op_num_threads = 1
+    return options
+
+
+def _n_cores() -> int:
+    """Cores this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0]

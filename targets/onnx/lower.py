@@ -1,0 +1,30 @@
+"""The compile-time half: merged Hugging Face model -> `model.onnx`."""
+
+from __future__ import annotations
+
+from edgelm.runtime.errors import ModelError
+from edgelm.targets.base import Lowered, LowerRequest
+from edgelm.targets.onnx import PRECISIONS
+from edgelm.targets.onnx.export import OPSET, export
+from edgelm.targets.onnx.fuse import fuse
+from edgelm.targets.onnx.quantize import quantize_dynamic
+from edgelm.targets.onnx.store import store
+
+ENGINE = {"onnxruntime": ">=1.28.1"}
+
+
+def lower(request: LowerRequest) -> Lowered:
+    """Write the variant into `request.folder`. Raises ModelError."""
+    precision = request.precision
+    if precision not in PRECISIONS:
+        raise ModelError(f"the onnx target has no precision {precision!r}")
+    request.report("exporting")
+    model = export(request.model_dir, request.task, type_ids=request.text.type_ids)
+    fuse(model, split=precision.startswith("int8"))
+    if precision == "int8":
+        request.report("quantizing")
+        quantize_dynamic(model, reduce_range=request.quantization.reduce_range)
+    request.report("writing")
+    inputs = [value.name for value in model.graph.inputs]
+    files = store(model, request.folder)
+    return Lowered(files=files, engine=dict(ENGINE), options={"opset": OPSET, "inputs": inputs})
