@@ -1,4 +1,4 @@
-"""Texts to train and evaluate on, with what was noticed while reading them; kept as jsonl + json."""
+"""Texts to train and evaluate on, and what was noticed in reading them; kept as jsonl + json."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from edgelm.compiler.split import Overlap
 from edgelm.runtime.columns import Columns
 from edgelm.runtime.errors import DataError
 from edgelm.runtime.examples import Example
-from edgelm.runtime.files import CHUNK_BYTES, storage_errors
+from edgelm.runtime.files import sha256_file, storage_errors
+from edgelm.runtime.lines import reading
 from edgelm.runtime.manifest import Problem
+from edgelm.runtime.records import is_folder
 from edgelm.runtime.schema import SchemaError, decode, encode
 
 
@@ -96,19 +98,12 @@ def digest_files(config: DataConfig) -> str:
         if name is None:
             continue
         root = Path(name)
-        try:
-            files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+        with reading(root):
+            folder = is_folder(root)
+            files = sorted(p for p in root.rglob("*") if p.is_file()) if folder else [root]
             for file in files:
-                inside = file.relative_to(root).as_posix() if root.is_dir() else file.name
-                content = hashlib.sha256()
-                with file.open("rb") as stream:
-                    while chunk := stream.read(CHUNK_BYTES):
-                        content.update(chunk)
-                digest.update(_json([role, inside, content.hexdigest()]))
-        except FileNotFoundError as err:
-            raise DataError("there is no such file or directory", path=root) from err
-        except OSError as err:
-            raise DataError(f"cannot be read: {err.strerror or err}", path=root) from err
+                inside = file.relative_to(root).as_posix() if folder else file.name
+                digest.update(_json([role, inside, sha256_file(file)]))
     return digest.hexdigest()
 
 

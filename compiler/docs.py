@@ -66,7 +66,7 @@ def recipe_markdown() -> str:
             section = name
             title = f"## `{name}`: {titles[name]}" if name else "## Top level"
             lines += [
-                "" if lines[-1] else "",
+                "",
                 title,
                 "",
                 "| key | option | type | default | meaning |",
@@ -77,7 +77,8 @@ def recipe_markdown() -> str:
         if leaf.key.endswith("limits"):
             flag = ""
         help_text = leaf.help.replace("|", "\\|")
-        lines.append(f"| `{leaf.key}` | {flag} | {_type_name(leaf.type)} | {default} | {help_text} |")
+        kind = _type_name(leaf.type)
+        lines.append(f"| `{leaf.key}` | {flag} | {kind} | {default} | {help_text} |")
     return "\n".join(lines) + "\n"
 
 

@@ -88,7 +88,8 @@ def load_model(folder: Path, task: Task, *, new_head: bool, trust_remote_code: b
 def uses_type_ids(tokenizer: Any, config: Any) -> bool:
     """Whether the model tells the texts of a pair apart by token type ids."""
     return (
-        "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
+        "token_type_ids" in tokenizer.model_input_names
+        and getattr(config, "type_vocab_size", 0) > 1
     )
 
 

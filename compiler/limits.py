@@ -1,4 +1,4 @@
-"""How far a variant may be from its reference: good defaults by precision, the recipe's over them."""
+"""How far a variant may be from its reference: defaults by precision, the recipe's over them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,8 +9,8 @@ from pathlib import Path
 
 from edgelm.compiler.context import Context, VariantState
 from edgelm.runtime.files import sha256_file
-from edgelm.runtime.manifest import FORMAT, FileEntry, GoldenText, Manifest, Variant
 from edgelm.runtime.manifest import FILE_NAME as MANIFEST_NAME
+from edgelm.runtime.manifest import FORMAT, FileEntry, GoldenText, Manifest, Variant
 
 GOLDEN_DIGITS = 5
 
@@ -26,9 +25,7 @@ def manifest_variant(state: VariantState) -> Variant:
     inside = state.folder / "variants" / state.name
     golden: tuple[tuple[float, ...], ...] = ()
     if state.golden is not None:
-        golden = tuple(
-            tuple(round(float(x), GOLDEN_DIGITS) for x in row) for row in state.golden
-        )
+        golden = tuple(tuple(round(float(x), GOLDEN_DIGITS) for x in row) for row in state.golden)
     return Variant(
         name=state.name,
         target=state.target,
@@ -86,4 +83,4 @@ def _copy(source: Path, target: Path) -> None:
     # never a link: a bundle must not change with the cache
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    os.chmod(target, 0o644)
+    target.chmod(0o644)

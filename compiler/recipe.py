@@ -23,7 +23,7 @@ Calibration = Literal["minmax", "entropy", "percentile"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Labelled texts: csv, tsv, jsonl, json, parquet, a folder of these, or a `datasets` directory."""
+    """Labelled texts: csv, tsv, jsonl, json, parquet, a folder, or a `datasets` directory."""
 
     train: str | None = option(None, "Training data.", flag="--train")
     eval: str | None = option(
@@ -327,7 +327,9 @@ def _check(recipe: Recipe) -> None:
     rule(t.early_stop >= 0, "train.early_stop", t.early_stop, "must be 0 or more")
     rule(lo.rank >= 1, "lora.rank", lo.rank, "must be at least 1")
     rule(0 <= lo.dropout < 1, "lora.dropout", lo.dropout, "must be 0 or more and under 1")
-    rule(q.calibration_texts >= 1, "quantize.calibration_texts", q.calibration_texts, "must be >= 1")
+    rule(
+        q.calibration_texts >= 1, "quantize.calibration_texts", q.calibration_texts, "must be >= 1"
+    )
     rule(
         not (recipe.task == "feature-extraction" and t.method in ("lora", "full")),
         "train.method", t.method, "embeddings are compiled as they are: fine-tune before",

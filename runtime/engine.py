@@ -57,7 +57,7 @@ class Session(Protocol):
     device: str
 
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Logits (B, C) for classification, pooled vectors (B, H), not normalized, for embeddings."""
+        """Logits (B, C); for embeddings pooled vectors (B, H), not normalized."""
         ...
 
     def close(self) -> None:

@@ -67,7 +67,9 @@ def evaluate(
     )
 
 
-def _truth(model: Model, examples: list[Example]) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+def _truth(
+    model: Model, examples: list[Example]
+) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     index = {name: i for i, name in enumerate(model.labels)}
     truth = np.zeros((len(examples), len(index)), bool)
     for row, example in enumerate(examples):

@@ -206,10 +206,15 @@ def _check(manifest: Manifest, path: Path) -> None:
     for entry in entries:
         parts = PurePosixPath(entry.path).parts
         unsafe = (
-            entry.path.startswith("/") or "\\" in entry.path or ":" in entry.path or "\0" in entry.path
+            entry.path.startswith("/")
+            or "\\" in entry.path
+            or ":" in entry.path
+            or "\0" in entry.path
         )
         if unsafe or not parts or any(p in ("..", ".") for p in parts) or entry.path in seen:
-            raise BundleError(f"{path}: {entry.path!r} is not an allowed file name, or stands twice")
+            raise BundleError(
+                f"{path}: {entry.path!r} is not an allowed file name, or stands twice"
+            )
         if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
             raise BundleError(f"{path}: {entry.path}: {entry.sha256!r} is not a sha256 digest")
         seen.add(entry.path)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from edgelm.runtime.errors import DataError, MissingExtra
+from edgelm.runtime.lines import reading
 
 BATCH_ROWS = 1024
 
@@ -26,12 +28,11 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise MissingExtra("pyarrow", "parquet") from err
     row = 0
     try:
-        with path.open("rb") as stream, parquet.ParquetFile(stream) as file:
+        with reading(path), path.open("rb") as stream, parquet.ParquetFile(stream) as file:
             schema = file.schema_arrow
-            names: list[str] = list(schema.names)
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
-                raise DataError(f"two columns are named {twice[0]!r}", path=path)
+            for name, count in Counter(cast("list[str]", schema.names)).items():
+                if count > 1:
+                    raise DataError(f"two columns are named {name!r}", path=path)
             classes = class_names(schema.metadata or {})
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 for values in batch.to_pylist():
@@ -39,9 +40,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     for name, known in classes.items():
                         values[name] = name_class(values[name], known, path, row)
                     yield row, values
-    except FileNotFoundError as err:
-        raise DataError("there is no such file or directory", path=path) from err
-    except (OSError, arrow.ArrowException) as err:
+    except arrow.ArrowException as err:
         raise DataError(f"cannot be read as parquet: {err}", path=path) from err
     except UnicodeDecodeError as err:
         raise DataError(f"not valid UTF-8: {err}", path=path, row=row + 1) from err

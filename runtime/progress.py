@@ -51,7 +51,7 @@ class Progress:
         self._shown = now
         part = f"{done}/{total}" if total else f"{done}"
         left = ""
-        if total and done:
+        if total and done >= 0.02 * total:  # the first steps are no measure of the rest
             left = f", {(now - self._started) / done * (total - done):.0f} s left"
         text = f"{self._stage}: {part}{left}{', ' + detail if detail else ''}"
         if self._mode == "moving":

@@ -8,6 +8,8 @@ Blank lines are passed over. `.gz` after a suffix is unpacked on the way, parque
 from __future__ import annotations
 
 import json
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, NoReturn, cast
 
 from edgelm.runtime.columns import Columns, find_columns
 from edgelm.runtime.errors import DataError
-from edgelm.runtime.lines import read_lines
+from edgelm.runtime.lines import read_lines, reading
 from edgelm.runtime.tables import table_rows
 
 MAX_JSON = 2**30  # bytes of a `.json`, which is read as a whole
@@ -38,11 +40,11 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises DataError, naming file and row, for whatever cannot be read without guessing, and
     MissingExtra for parquet without pyarrow. Nothing is opened before the first row is asked for.
     """
-    if not path.is_dir():
+    files = data_files(path)
+    if files == [path]:
         yield from _read_file(path)
         return
     columns: frozenset[str] | None = None
-    files = data_files(path)
     for file in files:
         for number, record in enumerate(_read_file(file)):
             if number == 0:
@@ -60,20 +62,16 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def data_files(path: Path) -> list[Path]:
     """The file itself, or a folder's data files (`.txt` only where nothing else is). DataError."""
-    if not path.is_dir():
-        if not path.exists():
-            raise DataError("there is no such file or directory", path=path)
+    if not is_folder(path):
         return [path]
     if is_datasets_dir(path):
         raise DataError(
             "a directory of the `datasets` package, which only the compiler reads", path=path,
             hint="export it, for example with dataset.to_csv(...)",
         )  # fmt: skip
-    try:
+    with reading(path):
         inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    except OSError as err:
-        raise DataError(f"cannot be read: {err.strerror or err}", path=path) from err
-    known = [p for p in inside if data_suffix(p) in SUFFIXES and p.is_file()]
+        known = [p for p in inside if data_suffix(p) in SUFFIXES and p.is_file()]
     files = [p for p in known if data_suffix(p) != ".txt"] or known
     if not files:
         raise DataError("no data file in it", path=path, hint=f"known are {' '.join(SUFFIXES)}")
@@ -81,9 +79,16 @@ def data_files(path: Path) -> list[Path]:
 
 
 def is_datasets_dir(path: Path) -> bool:
-    """Whether the folder was written by `datasets`' save_to_disk."""
-    single = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    return single or (path / "dataset_dict.json").is_file()
+    """Whether the folder was written by `datasets`' save_to_disk. Raises DataError."""
+    with reading(path):
+        single = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+        return single or (path / "dataset_dict.json").is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, and not a file. Raises DataError where it is neither."""
+    with reading(path):
+        return stat.S_ISDIR(path.stat().st_mode)
 
 
 def data_suffix(path: Path) -> str:
@@ -107,8 +112,6 @@ def _read_file(path: Path) -> Iterator[Record]:
 
         rows = parquet_rows(path)
     else:
-        if not path.exists():
-            raise DataError("there is no such file or directory", path=path)
         raise DataError(
             f"unknown kind of file {suffix!r}", path=path, hint=f"known are {' '.join(SUFFIXES)}"
         )
@@ -171,8 +174,7 @@ def _parse(text: str, path: Path, row: int | None) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise ValueError(f"the key {twice!r} stands twice")
         return found
 
@@ -214,6 +216,7 @@ __all__ = [
     "data_suffix",
     "find_columns",
     "is_datasets_dir",
+    "is_folder",
     "json_name",
     "read_records",
 ]

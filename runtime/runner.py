@@ -32,15 +32,11 @@ class Runner:
         self.tokenizer = tokenizer
         self.session = session
 
-    def run(
-        self, texts: Sequence[Text], advance: Callable[[int], None] | None = None
-    ) -> Outputs:
+    def run(self, texts: Sequence[Text], advance: Callable[[int], None] | None = None) -> Outputs:
         """Answer `texts` (at least one); `advance(n)` is called after each batch of n."""
         return self.run_tokens(self.tokenizer.encode(texts), advance)
 
-    def run_tokens(
-        self, tokens: Tokens, advance: Callable[[int], None] | None = None
-    ) -> Outputs:
+    def run_tokens(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> Outputs:
         """As `run`, for texts that are tokenized already."""
         values: NDArray[np.float32] | None = None
         pad_id = self.tokenizer.limits.pad_id
@@ -55,9 +51,7 @@ class Runner:
         return Outputs(values, tokens.lengths, tokens.truncated)
 
 
-def plan_batches(
-    lengths: NDArray[np.int32], limits: BatchLimits
-) -> Iterator[NDArray[np.intp]]:
+def plan_batches(lengths: NDArray[np.int32], limits: BatchLimits) -> Iterator[NDArray[np.intp]]:
     """Index arrays that cover all texts once, longest first, within the limits.
 
     Longest first, so that an engine's memory is as large as it will get after one batch. A text

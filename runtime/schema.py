@@ -97,9 +97,7 @@ def _decode_dataclass(cls: type[Any], value: object, where: str, strict: bool) -
     for name, field in fields.items():
         if name in value:
             kwargs[name] = _decode(hints[name], value[name], prefix + name, strict)
-        elif (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ):
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise SchemaError(f"{prefix}{name}: missing")
     return cls(**kwargs)
 

@@ -70,7 +70,7 @@ def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
                 waiting.put(row)
                 if stop.is_set():
                     return
-        except Exception as err:  # handed to the caller, who raises it
+        except Exception as err:  # noqa: BLE001 handed to the caller, who raises it
             end = err
         waiting.put(end)
 

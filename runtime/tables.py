@@ -9,7 +9,8 @@ accept with different rows is refused.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgelm.runtime.errors import DataError
@@ -20,7 +21,8 @@ MAX_FIELD = 16 * 2**20  # characters of one field, line breaks included
 Row = tuple[int, list[str]]  # line the row begins in, fields
 
 _QUOTING = (
-    'a field that begins with a quote must end with one, and doubles those inside: "5"" tall"'
+    'a field that begins with a quote must end with one, and doubles those inside: "5"" tall"; '
+    "one that holds a line break or a carriage return must stand in quotes"
 )
 
 
@@ -40,12 +42,12 @@ def table_rows(path: Path, *, tabs: bool) -> Iterator[tuple[int, dict[str, str]]
         yield row, {name: value for name, value in zip(names, fields, strict=True) if name}
 
 
-def _check_header(names: Sequence[str], path: Path, row: int) -> None:
+def _check_header(names: list[str], path: Path, row: int) -> None:
     hint = "the first line must hold the names of the columns"
     if not any(names):
         raise DataError("the header names no column", path=path, row=row, hint=hint)
-    for name in names:
-        if name and names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if name and count > 1:
             raise DataError(f"two columns are named {name!r}", path=path, row=row, hint=hint)
 
 

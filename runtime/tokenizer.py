@@ -52,7 +52,7 @@ class Tokenizer:
 
         try:
             self._backend = Backend.from_file(str(folder / FILE_NAME))
-        except Exception as err:  # noqa: BLE001  tokenizers raises bare Exception for a bad file
+        except Exception as err:
             raise BundleError(f"{folder / FILE_NAME}: not a tokenizer: {err}") from err
         self._backend.no_padding()
         self._backend.enable_truncation(limits.max_tokens)

@@ -66,6 +66,8 @@ def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> 
         ok = worst >= (MIN_COSINE_FLOAT if exact else MIN_COSINE_QUANTIZED)
         return Check(variant.name, ok, False, f"{len(texts)} golden texts, cosine >= {worst:.5f}")
     same = int(agreement(task, found, expected).sum())
-    limit = (MAX_DIFF_FLOAT if exact else MAX_DIFF_QUANTIZED) * max(1.0, np.abs(expected).max() / 10)
+    limit = (MAX_DIFF_FLOAT if exact else MAX_DIFF_QUANTIZED) * max(
+        1.0, np.abs(expected).max() / 10
+    )
     detail = f"{same} of {len(texts)} golden labels equal, largest difference {diff:.1e}"
     return Check(variant.name, same == len(texts) and diff <= limit, False, detail)

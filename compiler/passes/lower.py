@@ -70,9 +70,7 @@ class Lower(Pass):
         (folder / "lowered.json").write_text(json.dumps(encode(lowered)), encoding="utf-8")
 
     def load(self, context: Context, folder: Path) -> None:
-        lowered = decode(
-            Lowered, json.loads((folder / "lowered.json").read_text(encoding="utf-8"))
-        )
+        lowered = decode(Lowered, json.loads((folder / "lowered.json").read_text(encoding="utf-8")))
         for name in lowered.files:
             assert (folder / "variants" / self.variant / name).is_file(), name
         context.variants[self.variant] = VariantState(

@@ -66,12 +66,13 @@ class Pack(Pass):
 
 def check_output(output: Path) -> None:
     """Refuse, before any work, an output that cannot become a bundle. Raises StorageError."""
-    if output.exists() and not (output / FILE_NAME).is_file():
-        if not output.is_dir() or any(output.iterdir()):
-            raise StorageError(
-                f"{output}: exists and is no bundle, so it is not replaced",
-                hint="choose another name with --output",
-            )
+    if not output.exists() or (output / FILE_NAME).is_file():
+        return
+    if not output.is_dir() or any(output.iterdir()):
+        raise StorageError(
+            f"{output}: exists and is no bundle, so it is not replaced",
+            hint="choose another name with --output",
+        )
 
 
 def _provenance(context: Context) -> dict[str, Any]:

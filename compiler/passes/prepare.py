@@ -107,5 +107,3 @@ def _text_limits(context: Context, source: Source) -> TextLimits:
         pad_id=int(tokenizer.pad_token_id),
         type_ids=uses_type_ids(tokenizer, config),
     )
-
-

@@ -51,9 +51,7 @@ class Reference(Pass):
         texts = eval_texts(context)
         nasty: list[Text] = [(t, t[::-1]) for t in NASTY] if context.task.pair else list(NASTY)
         check_token_ids(tokenizer, Tokenizer(folder / "tokenizer", context.text), texts + nasty)
-        model = load_model(
-            context.model_dir, context.task, new_head=False, trust_remote_code=False
-        )
+        model = load_model(context.model_dir, context.task, new_head=False, trust_remote_code=False)
         with torch_threads(context.recipe.threads):
             outputs = reference_outputs(
                 model,

@@ -94,9 +94,7 @@ def compare(task: Task, reference: NDArray[np.float32], outputs: NDArray[np.floa
     diff = float(np.abs(outputs - reference).max())
     if task.kind == "feature-extraction":
         cosines = cosine(reference, outputs)
-        return Parity(
-            n, diff, min_cosine=float(cosines.min()), mean_cosine=float(cosines.mean())
-        )
+        return Parity(n, diff, min_cosine=float(cosines.min()), mean_cosine=float(cosines.mean()))
     return Parity(
         n,
         diff,
@@ -155,5 +153,3 @@ def _answer(task: Task, values: NDArray[np.float32], i: int) -> str:
     given = np.flatnonzero(label_matrix(task, row)[0])
     probs = probabilities(task, row)[0]
     return ", ".join(f"{task.labels[k]} {probs[k]:.3f}" for k in given) or "no label"
-
-
