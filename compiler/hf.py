@@ -72,7 +72,10 @@ def load_model(folder: Path, task: Task, *, new_head: bool, trust_remote_code: b
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {label: i for i, label in enumerate(task.labels)}
-            config.problem_type = f"{task.problem}_classification"
+            config.problem_type = {
+                "single_label": "single_label_classification",
+                "multi_label": "multi_label_classification",
+            }[task.problem]
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 config=config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,15 @@ def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
     check_output(output)
     context = Context(recipe, StageCache(cache_root(recipe)), progress or Progress("quiet"))
     pack = Pack(output)
+    done: list[str] = []
     for step in plan(recipe, pack):
-        _execute(step, context)
+        try:
+            step.execute(context)
+        except Exception as err:
+            if sys.version_info >= (3, 11):
+                err.add_note(f"in the pass {step.name!r}, after {', '.join(done) or 'none'}")
+            raise
+        done.append(step.name)
     assert pack.manifest is not None
     return BundleReport(output, pack.manifest, tuple(context.notes))
 
@@ -99,11 +107,3 @@ def cache_root(recipe: Recipe) -> Path:
         return Path(recipe.cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "edgelm"
-
-
-def _execute(step: Pass, context: Context) -> None:
-    try:
-        step.execute(context)
-    except Exception as err:
-        err.add_note(f"in the pass {step.name!r}") if hasattr(err, "add_note") else None
-        raise

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
 from edgelm.runtime.engine import DEVICES, Device, EngineOptions
@@ -66,8 +66,8 @@ class Model:
         """The labels of a classifier; empty for embeddings."""
         return self.task.labels
 
-    @overload
-    def predict(
+    @overload  # a str is a Sequence[str] too, and the first overload takes it
+    def predict(  # pyright: ignore[reportOverlappingOverload]
         self, texts: Text, *, all_scores: bool = ..., on_long: Literal["truncate", "error"] = ...
     ) -> Prediction: ...
 
@@ -92,10 +92,9 @@ class Model:
         all_scores: give the probability of every label. on_long: a text over the bundle's
         max_tokens is truncated and its answer marked `truncated`, or is an InputError.
         """
-        if isinstance(texts, (str, tuple)) or not isinstance(texts, Sequence):
-            single, batch = True, [texts]
-        else:
-            single, batch = False, texts
+        # anything else that is no sequence (None, a number) is one bad text, refused below
+        single = isinstance(texts, (str, bytes, tuple)) or not hasattr(texts, "__len__")
+        batch = cast("list[Text]", [texts] if single else list(texts))
         if not batch:
             return []
         outputs = self.outputs(batch)

@@ -12,7 +12,6 @@ from edgelm.runtime.errors import TamperedError
 from edgelm.runtime.manifest import Variant
 from edgelm.runtime.metrics import agreement, cosine
 from edgelm.runtime.model import Model
-from edgelm.targets import get_target
 
 # Engines sum in an order that depends on the processor. On logits of size 10 that moves float
 # precisions by 1e-4 and 8-bit ones, whose activations round the other way now and then, by 1e-1.
@@ -46,6 +45,8 @@ def verify_files(bundle: Bundle) -> Check:
 
 def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> Check:
     """Run the golden texts on this device and compare with what was packed."""
+    from edgelm.targets import get_target
+
     task = bundle.manifest.task
     reason = get_target(variant.target).available()
     if reason is not None:

@@ -69,8 +69,8 @@ class Reference(Pass):
         golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
         context.golden = [tuple(t) if isinstance(t, list) else t for t in golden]
         context.tokenizer_dir = folder / "tokenizer"
-        context.reference = np.load(folder / "outputs.npy")
-        context.reference_metrics = metrics_of(context, context.reference)
+        context.reference = outputs = np.load(folder / "outputs.npy")
+        context.reference_metrics = metrics_of(context, outputs)
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -134,9 +134,9 @@ class _Cursor:
             if at > size:
                 raise _Bad("a string is longer than the file")
             if unique:
-                seen.add(data[at - length : at])
-        if unique and len(seen) != n:
-            raise _Bad("a token stands twice in the vocabulary")
+                seen.add(data[at - length : at].partition(b"\0")[0])  # llama.cpp reads C strings
+        if unique and (len(seen) != n or b"" in seen):
+            raise _Bad("a token is empty or stands twice in the vocabulary")
         self.at = at
 
     def _need(self, n: int) -> None:

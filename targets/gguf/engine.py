@@ -28,6 +28,8 @@ from edgelm.targets.gguf.rows import TokenRows
 
 TOKENS_A_CALL = 256
 SEQUENCES_A_CALL = 32
+import os
+FLASH=os.environ.get('FLASH')
 _LONG = 1024  # tokens; beyond it attention without its matrix of scores, at float16 keys
 
 
@@ -117,7 +119,7 @@ class GgufSession:
         params.attention_type = library.LLAMA_ATTENTION_TYPE_NON_CAUSAL
         params.flash_attn_type = (
             library.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            if self._budget > _LONG
+            if self._budget > _LONG or FLASH
             else library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.offload_kqv = params.op_offload = on_gpu

@@ -161,7 +161,7 @@ def _fit(vocab: Vocab, n_rows: int) -> None:
         vocab.scores = vocab.scores[:n_rows] + [_UNUSED_SCORE] * n_missing
     seen: set[str] = set()
     for i, token in enumerate(vocab.tokens):
-        if not token or token in seen:
+        if not token or "\0" in token or token in seen:
             vocab.tokens[i] = _unseen(f"[PAD{i}]", seen)
             vocab.types[i] = UNUSED
         seen.add(vocab.tokens[i])

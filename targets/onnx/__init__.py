@@ -1,6 +1,6 @@
 """The ONNX target: encoders as one ONNX file, run by ONNX Runtime on CPUs and NVIDIA GPUs.
 
-    lower.py      the compile-time half: export.py -> fuse.py -> rows.py / static.py / half.py -> store.py
+    lower.py      the compile-time half: export, fuse, then quantize, static or half, then store
     engine.py     the run-time half; it imports onnxruntime and numpy, nothing else
 
 The file's contract: inputs `input_ids`, `attention_mask` and, where the model reads it,

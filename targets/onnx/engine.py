@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as native
+from onnxruntime.capi import (
+    onnxruntime_pybind11_state as native,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
 from edgelm.runtime.errors import BundleError, TargetUnavailable
 from edgelm.runtime.manifest import Task, Variant
+from edgelm.targets.onnx.feeds import feeds
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -70,15 +73,7 @@ class OnnxSession:
         session = self._session
         if session is None:
             raise RuntimeError("the session is closed")
-        T = batch.input_ids.shape[1]
-        feeds: dict[str, NDArray[np.int64]] = {}
-        for name in self._inputs:
-            if name == "attention_mask":
-                feeds[name] = (np.arange(T) < batch.lengths[:, None]).astype(np.int64)
-            else:
-                source = batch.input_ids if name == "input_ids" else batch.type_ids
-                feeds[name] = source.astype(np.int64)
-        return session.run([self._output], feeds)[0]  # type: ignore[return-value]
+        return session.run([self._output], feeds(self._inputs, batch))[0]  # type: ignore[return-value]
 
     def close(self) -> None:
         self._session = None

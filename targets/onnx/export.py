@@ -31,7 +31,7 @@ class Pooled(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, pooling: Pooling | None) -> None:
         super().__init__()
         self.model = model
-        self.pooling = pooling
+        self.pooling: Pooling | None = pooling
 
     def forward(
         self,
@@ -104,12 +104,22 @@ def _export(model: torch.nn.Module, task: Task, type_ids: bool) -> ir.Model:
             dynamo=True,
             opset_version=OPSET,
             input_names=names,
-            output_names=["embedding" if embeds else "logits"],
+            output_names=["edgelm_rows"],
             dynamic_shapes=tuple(dict(axes) for _ in names),
             verbose=False,
         )
     assert program is not None
+    _name_output(program.model.graph, "embedding" if embeds else "logits")
     return program.model
+
+
+def _name_output(graph: ir.Graph, name: str) -> None:
+    """The exporter names values after torch's functions, `embedding` among them."""
+    for node in graph:
+        for value in node.outputs:
+            if value.name == name:
+                value.name = f"{name}.inner"
+    graph.outputs[0].name = name
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from edgelm.targets.base import Lowered, LowerRequest
 from edgelm.targets.onnx import PRECISIONS
 from edgelm.targets.onnx.export import OPSET, export
 from edgelm.targets.onnx.fuse import fuse
+from edgelm.targets.onnx.half import halve_weights
 from edgelm.targets.onnx.quantize import quantize_dynamic
+from edgelm.targets.onnx.static import quantize_static
 from edgelm.targets.onnx.store import store
 
 ENGINE = {"onnxruntime": ">=1.28.1"}
@@ -21,9 +23,19 @@ def lower(request: LowerRequest) -> Lowered:
     request.report("exporting")
     model = export(request.model_dir, request.task, type_ids=request.text.type_ids)
     fuse(model, split=precision.startswith("int8"))
-    if precision == "int8":
+    if precision == "fp16":
+        halve_weights(model)
+    elif precision == "int8":
         request.report("quantizing")
         quantize_dynamic(model, reduce_range=request.quantization.reduce_range)
+    elif precision == "int8-static":
+        request.report("calibrating")
+        quantize_static(
+            model,
+            request.calibration,
+            method=request.quantization.calibration,
+            reduce_range=request.quantization.reduce_range,
+        )
     request.report("writing")
     inputs = [value.name for value in model.graph.inputs]
     files = store(model, request.folder)

@@ -24,3 +24,8 @@ def store(model: ir.Model, folder: Path) -> tuple[str, ...]:
     ir.save(model, folder / FILE, external_data=external)
     onnx.checker.check_model(str(folder / FILE))
     return (FILE,) if external is None else (FILE, DATA_FILE)
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The model as one file's bytes, for a session that needs no file."""
+    return ir.to_proto(model).SerializeToString()

@@ -91,3 +91,11 @@ def test_contradictions_name_the_first_two_places():
     ((a, b),) = contradictions(data)
     assert (a.row, b.row) == (0, 2)
     assert not contradictions([example("a", "x", "y"), example("a", "y", "x")])
+
+
+def test_a_label_that_only_ever_comes_second_keeps_a_text_to_train_on():
+    data = [example("both", "x", "y"), *(example(f"text {i}", "x") for i in range(3))]
+    for seed in range(20):
+        train, held_out = stratified_split(data, 0.5, seed)
+        assert data[0] in train
+        assert len(held_out) == 2

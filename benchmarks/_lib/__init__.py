@@ -1,0 +1,1 @@
+"""What the benchmarks share: data, machine, workers in rounds, tables, RESULTS.md."""

@@ -1,0 +1,85 @@
+"""Bundles that several tests read; each is compiled once a session from a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TEXTS = {
+    "card_lost": ("i lost my card", "my card is lost", "where is the card", "card lost today"),
+    "refund": ("please refund my money", "refund the order", "money refund now", "refund me"),
+    "other": ("hello how do you do", "thanks for the help", "good day hello", "bye and thanks"),
+}
+
+
+def write_csv(path: Path, rows: list[tuple[str, ...]], head: str = "text,label") -> Path:
+    """A csv of simple cells."""
+    lines = [head, *(",".join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def labelled_rows(n: int = 10) -> list[tuple[str, ...]]:
+    """n different texts a label."""
+    return [
+        (f"{texts[i % len(texts)]} {'now ' * (i // len(texts))}{i}", label)
+        for label, texts in TEXTS.items()
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="session")
+def compile_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compile a tiny model: `compile_tiny("name", "bert", **recipe overrides)` -> bundle."""
+    pytest.importorskip("torch")
+    import tiny
+    from edgelm.compiler import compile, load_recipe
+
+    root = tmp_path_factory.mktemp("bundles")
+
+    def make(
+        name: str, family: str = "bert", model: dict[str, Any] | None = None, **keys: Any
+    ) -> Path:
+        folder = tiny.make_model(root / f"{name}-model", family, **(model or {}))
+        overrides = {
+            "model": str(folder),
+            "output": str(root / f"{name}.edgelm"),
+            "cache_dir": str(root / "cache"),
+            "threads": 1,
+            **{key.replace("__", "."): value for key, value in keys.items()},
+        }
+        return compile(load_recipe(None, overrides)).path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier(compile_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A three-label classifier, not trained, as onnx-fp32, onnx-int8 and gguf-f16."""
+    data = write_csv(tmp_path_factory.mktemp("data") / "eval.csv", labelled_rows())
+    return compile_tiny(
+        "classifier",
+        train__method="none",
+        data__eval=str(data),
+        targets=["onnx:fp32", "onnx:int8", "gguf:f16"],
+        verify__min_agreement=0.5,
+        verify__max_kl=1.0,
+        verify__max_drop=0.5,
+    )
+
+
+@pytest.fixture(scope="session")
+def embedder(compile_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mean-pooled, normalized embeddings, as onnx-fp32 and gguf-f32."""
+    data = write_csv(tmp_path_factory.mktemp("data") / "texts.csv", labelled_rows())
+    return compile_tiny(
+        "embedder",
+        model={"labels": None},
+        task="feature-extraction",
+        normalize=True,
+        data__eval=str(data),
+        targets=["onnx:fp32", "gguf:f32"],
+    )
