@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from edgelm.runtime.errors import TamperedError
+from edgelm.runtime.errors import BundleError, TamperedError
 from edgelm.runtime.files import sha256_file
 from edgelm.runtime.manifest import FILE_NAME, FileEntry, Manifest, Variant, read_manifest
 
@@ -30,18 +30,23 @@ class Bundle:
             yield from variant.files
 
     def check(self, entries: Iterable[FileEntry]) -> None:
-        """Raise TamperedError unless each file is there, regular, of its size and digest."""
+        """Raise TamperedError unless each file is there, regular, of its size and digest.
+
+        BundleError where the disk does not let it be read."""
         for entry in entries:
             path = self.root / entry.path
-            if path.is_symlink() or not path.is_file():
-                raise TamperedError(f"{path}: missing, or not a regular file", hint=_HINT)
-            size = path.stat().st_size
-            if size != entry.size_bytes:
-                raise TamperedError(
-                    f"{path}: {size} bytes, packed with {entry.size_bytes}", hint=_HINT
-                )
-            if sha256_file(path) != entry.sha256:
-                raise TamperedError(f"{path}: its sha256 is not the packed one", hint=_HINT)
+            try:
+                if path.is_symlink() or not path.is_file():
+                    raise TamperedError(f"{path}: missing, or not a regular file", hint=_HINT)
+                size = path.stat().st_size
+                if size != entry.size_bytes:
+                    raise TamperedError(
+                        f"{path}: {size} bytes, packed with {entry.size_bytes}", hint=_HINT
+                    )
+                if sha256_file(path) != entry.sha256:
+                    raise TamperedError(f"{path}: its sha256 is not the packed one", hint=_HINT)
+            except OSError as err:
+                raise BundleError(f"{path}: cannot be read: {err.strerror or err}") from err
 
     def check_for(self, variant: Variant) -> None:
         """Check what predicting with `variant` reads: the tokenizer and the variant's files."""
@@ -51,7 +56,9 @@ class Bundle:
         """Files on disk that the manifest does not name."""
         known = {FILE_NAME, *(f.path for f in self.all_files())}
         found = (
-            p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if not p.is_dir()
+            p.relative_to(self.root).as_posix()
+            for p in self.root.rglob("*")
+            if p.is_symlink() or not p.is_dir()
         )
         return sorted(set(found) - known)
 

@@ -7,9 +7,10 @@ refused before anything else looks at the values.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from edgelm.runtime.errors import BundleError, BundleNotFound, BundleVersionError
@@ -141,8 +142,11 @@ def read_manifest(root: Path) -> Manifest:
             f"{root}: not a bundle, it has no {FILE_NAME}",
             hint="a bundle is the directory that `edgelm compile … -o DIR` wrote",
         )
-    with path.open("rb") as stream:
-        raw = stream.read(MAX_SIZE_BYTES + 1)
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_SIZE_BYTES + 1)
+    except OSError as err:
+        raise BundleError(f"{path}: cannot be read: {err.strerror or err}") from err
     if len(raw) > MAX_SIZE_BYTES:
         raise BundleError(f"{path}: larger than {MAX_SIZE_BYTES} bytes")
     data = parse_json(raw, str(path))
@@ -162,10 +166,16 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def parse_json(raw: bytes, where: str) -> Any:
-    """JSON with duplicate keys, NaN and deep nesting refused. Raises BundleError."""
+    """JSON with duplicate keys, NaN, infinity and deep nesting refused. Raises BundleError."""
 
     def refuse_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise ValueError(f"{digits[:40]} is out of range")
+        return value
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -177,7 +187,9 @@ def parse_json(raw: bytes, where: str) -> Any:
     try:
         text = raw.decode("utf-8")
         _check_depth(text)
-        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+        return json.loads(
+            text, parse_constant=refuse_constant, parse_float=finite, object_pairs_hook=unique
+        )
     except (ValueError, RecursionError) as err:
         raise BundleError(f"{where}: not valid JSON: {err}") from err
 
@@ -205,14 +217,8 @@ def _check(manifest: Manifest, path: Path) -> None:
     entries = [*manifest.files, *(f for v in manifest.variants for f in v.files)]
     seen: set[str] = set()
     for entry in entries:
-        parts = PurePosixPath(entry.path).parts
-        unsafe = (
-            entry.path.startswith("/")
-            or "\\" in entry.path
-            or ":" in entry.path
-            or "\0" in entry.path
-        )
-        if unsafe or not parts or any(p in ("..", ".") for p in parts) or entry.path in seen:
+        odd_part = any(part in ("", ".", "..") for part in entry.path.split("/"))
+        if odd_part or any(c in entry.path for c in "\\:\0") or entry.path in seen:
             raise BundleError(
                 f"{path}: {entry.path!r} is not an allowed file name, or stands twice"
             )

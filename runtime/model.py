@@ -92,8 +92,10 @@ class Model:
         all_scores: give the probability of every label. on_long: a text over the bundle's
         max_tokens is truncated and its answer marked `truncated`, or is an InputError.
         """
+        if on_long not in ("truncate", "error"):
+            raise UsageError(f"on_long: {on_long!r} is none of truncate, error")
         # anything else that is no sequence (None, a number) is one bad text, refused below
-        single = isinstance(texts, (str, bytes, tuple)) or not hasattr(texts, "__len__")
+        single = isinstance(texts, (str, bytes, tuple, dict, set)) or not hasattr(texts, "__len__")
         batch = cast("list[Text]", [texts] if single else list(texts))
         if not batch:
             return []

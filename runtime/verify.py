@@ -45,7 +45,6 @@ def verify_files(bundle: Bundle) -> Check:
 
 def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> Check:
     """Run the golden texts on this device and compare with what was packed."""
-    
     from edgelm.targets import get_target
 
     task = bundle.manifest.task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,24 @@ def labelled_rows(n: int = 10) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture(scope="session")
-def compile_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
+    """pytest's monkeypatch for as long as the session lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def compile_tiny(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch_session: pytest.MonkeyPatch
+) -> Callable[..., Path]:
     """Compile a tiny model: `compile_tiny("name", "bert", **recipe overrides)` -> bundle."""
     pytest.importorskip("torch")
     import tiny
-    from edgelm.compiler import compile, load_recipe
 
+    from edgelm.compiler import compile, load_recipe
+    from edgelm.compiler.passes import measure
+
+    monkeypatch_session.setattr(measure, "SECONDS", 0.02)  # the figures are not looked at
     root = tmp_path_factory.mktemp("bundles")
 
     def make(

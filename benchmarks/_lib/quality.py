@@ -115,9 +115,7 @@ def _goals(manifest: Manifest, compiled: Compiled) -> list[Goal]:
     minutes = compiled.wall_s / 60
     goals = [
         Goal("reference accuracy", ">= 0.92", f"{reference:.4f}", reference >= 0.92),
-        Goal(
-            "time of the whole compile", "<= 20 minutes", f"{minutes:.1f} minutes", minutes <= 20
-        ),
+        Goal("time of the whole compile", "<= 20 minutes", f"{minutes:.1f} minutes", minutes <= 20),
     ]
     for name, limit in (("onnx-int8", 0.5), ("gguf-q8_0", 0.3)):
         drop = _drop(by_name[name], manifest)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 WORKERS = Path(__file__).resolve().parents[1] / "workers"
 PEER_PYTHON = Path(__file__).resolve().parents[1] / ".envs" / "optimum" / "bin" / "python"
@@ -126,7 +126,16 @@ class Spread:
         return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
 
 
-def run_rounds(workers: Sequence[Worker], rounds: int) -> dict[str, list[float]]:
+class Timed(Protocol):
+    """What is run in turns; `ask` gives the `seconds` it took."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ask(self) -> dict[str, Any]: ...
+
+
+def run_rounds(workers: Sequence[Timed], rounds: int) -> dict[str, list[float]]:
     """Seconds of each worker in each round."""
     seconds: dict[str, list[float]] = {w.name: [] for w in workers}
     for i in range(rounds):

@@ -58,9 +58,7 @@ def section(
 
         def start(name: str, script: str, options: dict[str, Any], python: Any = None) -> Worker:
             sys.stderr.write(f"loading {name}\n")
-            worker = Worker(
-                name, script, options, python=python or sys.executable, threads=threads
-            )
+            worker = Worker(name, script, options, python=python or sys.executable, threads=threads)
             return stack.enter_context(worker)
 
         onnx = start(EDGELM, "edgelm_speed.py", {**edgelm, "variant": "onnx-int8"})
@@ -160,7 +158,9 @@ def _goals(seconds: dict[str, list[float]]) -> list[Goal]:
     goals: list[Goal] = []
     for name, least in ((OPTIMUM, 2.0), (PLAIN, 1.0), (PLAIN_OPTIMUM, 1.0)):
         gain = ratios(seconds[name], ours)
-        goals.append(Goal(f"faster than {name}", f">= {least} x", gain.show(), gain.median >= least))
+        goals.append(
+            Goal(f"faster than {name}", f">= {least} x", gain.show(), gain.median >= least)
+        )
     loss = Spread.of([100 * (1 - b / a) for a, b in zip(ours, seconds[ENGINE], strict=True)])
     goals.append(
         Goal("loss against the bare engine", "<= 5 %", f"{loss.show(1)} %", loss.median <= 5)

@@ -1,7 +1,8 @@
 """report.html and card.md: what was measured of a bundle, for people.
 
-`data.py` gathers it, `stats.py` counts, `svg.py` and `plots.py` draw, `sections.py` and `quality.py`
-say what stands on the page, `page.py` and `card.py` write it down. Equal data gives equal bytes.
+`data.py` gathers it, `stats.py` counts; `svg.py`, `plots.py` and `heatmap.py` draw;
+`comparison.py`, `quality.py` and `sections.py` say what stands on the page; `page.py` and
+`card.py` write it down. Equal data gives equal bytes.
 """
 
 from edgelm.compiler.report.card import render_card

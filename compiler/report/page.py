@@ -10,10 +10,11 @@ from markupsafe import Markup
 
 from edgelm.compiler.report import sections
 from edgelm.compiler.report.blocks import Section
+from edgelm.compiler.report.comparison import comparison
 from edgelm.compiler.report.data import ReportData
 from edgelm.compiler.report.quality import quality
-from edgelm.compiler.report.text import clean, decimal, megabytes, plural, small, three_digits
-from edgelm.compiler.report.verdicts import Verdict, verdicts
+from edgelm.compiler.report.text import clean, decimal, plural
+from edgelm.compiler.report.verdicts import verdicts
 from edgelm.runtime.manifest import Task
 
 TEMPLATE = "report.html.j2"
@@ -29,7 +30,7 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    source = files("edgelm.compiler.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(source).render(
         manifest=data.manifest,
         task=task_text(data.manifest.task),
@@ -42,7 +43,7 @@ def render_report(data: ReportData) -> str:
 def page_sections(data: ReportData) -> list[Section]:
     """In their order on the page; empty ones are left out."""
     found = [
-        sections.comparison(data),
+        comparison(data),
         quality(data),
         sections.worst_examples(data),
         sections.training(data),

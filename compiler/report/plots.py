@@ -98,7 +98,9 @@ def size_plot(
         d.circle(px, py, 5, series(i), tip)
     for p, (px, py) in zip(points, spots, strict=True):
         name = fit(p.name, 150, FONT)
-        box = _label_box(px, py, text_width(name, FONT), (x.start, y.end - 6, x.end, y.start), taken)
+        box = _label_box(
+            px, py, text_width(name, FONT), (x.start, y.end - 6, x.end, y.start), taken
+        )
         taken.append(box)
         d.text(box[0], box[3] - 3, name)
     return d.svg()
@@ -191,7 +193,7 @@ def reliability_plot(named: Sequence[tuple[str, Sequence[Bin], str]]) -> str:
         tall = b.n / total * (y.start - y.end)
         d.rect(left + 2, y.start - tall, wide - 4, tall, "share", tip=f"{count(b.n)} texts")
     d.line(x(0), y(0), x(1), y(1), "ref")
-    for name, bins, cls in named:
+    for name, bins, cls in reversed(named):  # the first on top
         spots = [(x(b.confidence), y(b.accuracy)) for b in bins]
         d.path(spots, f"curve {cls}")
         for (px, py), b in zip(spots, bins, strict=True):

@@ -1,11 +1,10 @@
-"""The sections every report has: comparison, size and latency, training, data, recipe, origin."""
+"""The sections every report has: training, worst examples, data, recipe, provenance."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 from edgelm.compiler.context import Worst
-from edgelm.compiler.limits import Limits
 from edgelm.compiler.report.blocks import (
     Block,
     Cell,
@@ -24,145 +23,23 @@ from edgelm.compiler.report.data import ReportData
 from edgelm.compiler.report.heatmap import label_bars, label_ranks
 from edgelm.compiler.report.plots import (
     Curve,
-    Latency,
-    Point,
     curves_plot,
     known,
-    latency_plot,
-    size_plot,
 )
 from edgelm.compiler.report.text import (
     DASH,
     count,
     decimal,
     file_name,
-    finite,
-    megabytes,
     one_line,
     plural,
     shorten,
     small,
     three_digits,
 )
-from edgelm.runtime.manifest import Measured, Parity, Variant
-from edgelm.runtime.metrics import main_metric
 
 MAX_BARS = 30
 TEXT_SHOWN = 400  # characters of a worst example
-
-
-def drop(data: ReportData, variant: Variant) -> float | None:
-    """How much of the main metric a variant loses against the reference."""
-    name = main_metric(data.manifest.task)
-    ours, theirs = variant.metrics.get(name), data.manifest.reference.get(name)
-    return None if ours is None or theirs is None else theirs - ours
-
-
-def comparison(data: ReportData) -> Section:
-    """One row a variant, the reference first."""
-    manifest = data.manifest
-    classifies = manifest.task.kind == "text-classification"
-    metric = main_metric(manifest.task)
-    metrics = [metric, *sorted(set(manifest.reference) - {metric})]
-    metrics = [m for m in metrics if m in manifest.reference]
-    head = ["variant", "target", "precision", "size MB", *metrics]
-    head += ["drop"] if metric in metrics else []
-    head += ["agreement", "KL, nats"] if classifies else ["mean cosine", "least cosine"]
-    head += ["largest difference", "p50 ms", "p95 ms", "texts/s", "memory MB"]
-    reference = ["reference", "Hugging Face", "fp32", DASH]
-    reference += [decimal(manifest.reference[m]) for m in metrics]
-    rows = [row(*reference, *[DASH] * (len(head) - len(reference)))]
-    for variant in manifest.variants:
-        limits = data.limits.get(variant.name)
-        cells: list[str | Cell] = [variant.name, variant.target, variant.precision]
-        cells += [megabytes(_size(variant))]
-        cells += [decimal(variant.metrics.get(m)) for m in metrics]
-        if metric in metrics:
-            cells.append(
-                _limited(decimal(drop(data, variant)), "≤", limits and decimal(limits.max_drop))
-            )
-        cells += _closeness(variant.parity, limits, classifies)
-        cells += _measured(variant.measured)
-        rows.append(row(*cells))
-    caption = f"Compared over {plural(_compared(data), 'text')} of the evaluation data"
-    threads = {v.measured.threads for v in manifest.variants if v.measured and v.measured.threads}
-    caption += (
-        "; times and memory were measured on the machine that compiled"
-        + (f", with {plural(threads.pop(), 'thread')}" if len(threads) == 1 else "")
-        + ": p50 and p95 for one text of median length, texts/s for the evaluation texts in "
-        "batches. MB is a million bytes."
-    )
-    if data.limits:
-        caption += (
-            " The small numbers are limits; a difference of a single text is let pass below fp32."
-        )
-    table = Table(tuple(head), tuple(rows), n_text=3, caption=caption)
-    return Section("variants", "Variants", (table, *_overview(data)))
-
-
-def _size(variant: Variant) -> int | None:
-    if variant.files:
-        return variant.size_bytes
-    return variant.measured.size_bytes if variant.measured else None
-
-
-def _compared(data: ReportData) -> int:
-    return max((v.parity.n for v in data.manifest.variants if v.parity), default=data.data.n_eval)
-
-
-def _limited(text: str, sign: str, limit: str | None) -> Cell:
-    return Cell(text, f"{sign} {limit}" if limit and text != DASH else "")
-
-
-def _closeness(parity: Parity | None, limits: Limits | None, classifies: bool) -> list[str | Cell]:
-    if parity is None:
-        return [DASH, DASH, DASH]
-    least = limits and decimal(limits.min_agreement if classifies else limits.min_cosine)
-    if classifies:
-        first = [
-            _limited(decimal(parity.agreement), "≥", least),
-            _limited(small(parity.kl_divergence), "≤", limits and small(limits.max_kl)),
-        ]
-    else:
-        first = [_limited(decimal(parity.mean_cosine), "≥", least), decimal(parity.min_cosine)]
-    return [*first, small(parity.max_abs_diff)]
-
-
-def _measured(m: Measured | None) -> list[str]:
-    if m is None:
-        return [DASH] * 4
-    times = [three_digits(m.latency_ms_p50), three_digits(m.latency_ms_p95)]
-    return [*times, count(m.texts_per_s), megabytes(m.memory_bytes)]
-
-
-def _overview(data: ReportData) -> list[Block]:
-    """Size against quality, and latency."""
-    figures: list[Figure] = []
-    manifest, metric = data.manifest, main_metric(data.manifest.task)
-    reference = manifest.reference.get(metric)
-    by_metric = reference is not None and finite(reference)
-    points: list[Point] = []
-    for v in manifest.variants:
-        value = v.metrics.get(metric) if by_metric else v.parity and v.parity.mean_cosine
-        size = _size(v)
-        if size is not None and value is not None and finite(value):
-            points.append(Point(v.name, size, value))
-    if points and by_metric:
-        svg = size_plot(points, metric, reference, least_pad=0.01)
-        figures.append(Figure(svg, f"{metric} against size: up and to the left is better."))
-    elif points:
-        svg = size_plot(points, "mean cosine", None, least_pad=0.0005)
-        text = "Mean cosine similarity with the reference against size: up and left is better."
-        figures.append(Figure(svg, text))
-    times = [
-        Latency(v.name, m.latency_ms_p50, m.latency_ms_p95 if finite(m.latency_ms_p95) else None)
-        for v in manifest.variants
-        if (m := v.measured) and m.latency_ms_p50 is not None and finite(m.latency_ms_p50)
-    ]
-    if times:
-        text = "Latency of one text: the bar is p50, the whisker p95; shorter is better."
-        figures.append(Figure(latency_plot(times), text))
-    return [Figures(tuple(figures))] if figures else []
 
 
 def training(data: ReportData) -> Section:
@@ -181,9 +58,8 @@ def training(data: ReportData) -> Section:
     merge: dict[str, Any] | None = info.get("merge")
     if merge:
         text = f"logits move by at most {small(merge.get('max_abs_diff'))}"
-        if merge.get("scale") is not None:
-            text += f", the largest being {three_digits(merge['scale'])}"
-        facts.append(("merge check", f"{text} ({plural(merge.get('n', 0), 'text')})"))
+        of = f"largest logit {three_digits(merge['scale'])}, " if merge.get("scale") else ""
+        facts.append(("merge check", f"{text} ({of}{plural(merge.get('n', 0), 'text')})"))
     blocks += [Facts(tuple(facts))] if facts else []
     epochs: list[dict[str, Any]] = info.get("epochs") or []
     figures = tuple(f for f in (_losses(epochs), _scores(epochs)) if f)

@@ -1,7 +1,8 @@
-"""Drawing: SVG as strings, scales, ticks and axes. Colours and fonts are the page's style sheet's."""
+"""Drawing: SVG as strings, scales, ticks and axes. Colours and fonts are the style sheet's."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ def ticks(lo: float, hi: float, n: int = 5, *, whole: bool = False) -> list[floa
 
 def tick_texts(values: Sequence[float]) -> list[str]:
     """All with as many decimals as the finest of them needs."""
-    step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     digits = next(
         (d for d in range(10) if all(abs(round(v, d) - v) < step * 1e-3 for v in values)), 10
     )

@@ -1,4 +1,4 @@
-"""Numbers and users' texts, made fit to be shown. A value that is missing or not finite is a dash."""
+"""Numbers and users' texts, made fit to be shown. What is missing or not finite is a dash."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgelm.compiler.report.comparison import variant_size
 from edgelm.compiler.report.data import ReportData
 from edgelm.compiler.report.text import DASH, decimal, finite, megabytes, plural, three_digits
 from edgelm.runtime.manifest import Variant
@@ -37,8 +38,7 @@ def _verdict(data: ReportData, variant: Variant) -> Verdict:
 def _facts(data: ReportData, variant: Variant) -> list[str]:
     parity, measured, metric = variant.parity, variant.measured, main_metric(data.manifest.task)
     facts: list[str] = []
-    if variant.files or measured:
-        size = variant.size_bytes or (measured.size_bytes if measured else 0)
+    if (size := variant_size(variant)) is not None:
         facts.append(f"{megabytes(size)} MB")
     if measured and finite(measured.latency_ms_p50):
         facts.append(f"{three_digits(measured.latency_ms_p50)} ms a text")
@@ -49,7 +49,7 @@ def _facts(data: ReportData, variant: Variant) -> list[str]:
         facts.append(text)
     if parity and parity.agreement is not None:
         differ = round((1 - parity.agreement) * parity.n) if finite(parity.agreement) else DASH
-        facts.append(f"{differ} of {plural(parity.n, 'text')} answered otherwise")
+        facts.append(f"{differ} of {plural(parity.n, 'text')} answered unlike the reference")
     if parity and parity.mean_cosine is not None:
         facts.append(f"mean cosine {decimal(parity.mean_cosine)}")
     return facts

@@ -26,7 +26,7 @@ class GgufTarget:
         return Capabilities(("text-classification", "feature-extraction"), PRECISIONS, devices)
 
     def available(self) -> str | None:
-        """None when llama.cpp's library loads here, else the reason with the command that mends it."""
+        """None when llama.cpp's library loads here, else the reason with the cure."""
         from edgelm.targets.gguf import bindings
 
         try:

@@ -133,5 +133,7 @@ def _first_position(config: Config) -> int:
     """RoBERTa counts positions from the padding id + 1."""
     pad = config.values.get("pad_token_id", 1)
     if not isinstance(pad, int) or pad < 0:
-        raise ModelError(f"config.json: pad_token_id is {pad!r}; RoBERTa's positions begin after it")
+        raise ModelError(
+            f"config.json: pad_token_id is {pad!r}; RoBERTa's positions begin after it"
+        )
     return pad + 1

@@ -47,7 +47,19 @@ BLOCKS: dict[int, tuple[int, int]] = {
 }
 
 # value type of a key -> struct format; 8 is a string, 9 an array
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 _TOKENS = "tokenizer.ggml.tokens"
 
@@ -73,7 +85,10 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and check the header of `path`. Raises BundleError."""
     try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             cursor = _Cursor(data, len(data))
             header = _read(cursor)
     except (OSError, ValueError) as err:  # ValueError: an empty file cannot be mapped
@@ -152,7 +167,9 @@ def _read(cursor: _Cursor) -> Header:
         raise _Bad(f"version {version}, known are 2 and 3")
     n_tensors, n_keys = cursor.scalar("Q"), cursor.scalar("Q")
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
-        raise _Bad(f"{n_tensors} tensors and {n_keys} keys are more than {MAX_TENSORS} and {MAX_KEYS}")
+        raise _Bad(
+            f"{n_tensors} tensors and {n_keys} keys are more than {MAX_TENSORS} and {MAX_KEYS}"
+        )
     keys: dict[str, Any] = {}
     for _ in range(n_keys):
         name = cursor.string()
@@ -197,14 +214,18 @@ def _tensors(cursor: _Cursor, n: int, alignment: int) -> dict[str, TensorInfo]:
             raise _Bad(f"tensor {name[:MAX_NAME]!r}: a bad name, or {n_dims} dimensions")
         dims = [cursor.scalar("Q") for _ in range(n_dims)]
         kind, offset = cursor.scalar("I"), cursor.scalar("Q")
-        found.append((name, kind, tuple(reversed(dims)), offset, _n_bytes(name, kind, dims, cursor)))
+        found.append(
+            (name, kind, tuple(reversed(dims)), offset, _n_bytes(name, kind, dims, cursor))
+        )
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for name, kind, shape, offset, n_bytes in found:
         # llama.cpp wants them back to back, in order
         if name in tensors or offset != expected or start + offset + n_bytes > cursor.size:
-            raise _Bad(f"tensor {name}: stands twice, is out of place, or reaches past the file's end")
+            raise _Bad(
+                f"tensor {name}: stands twice, is out of place, or reaches past the file's end"
+            )
         tensors[name] = TensorInfo(kind, shape, start + offset, n_bytes)
         expected += -(-n_bytes // alignment) * alignment
     return tensors

@@ -84,7 +84,10 @@ def _facts(header: Header) -> Facts:
 def _check_modes(own: Mapping[str, Any], keys: Mapping[str, Any], layers: int) -> None:
     if own.get("attention.causal") is not False:
         raise ValueError("attention.causal is not false; edgelm's models look both ways")
-    if own.get("pooling_type") not in range(5) or own.get("classifier.pooling_type", 1) not in (1, 2):
+    if own.get("pooling_type") not in range(5) or own.get("classifier.pooling_type", 1) not in (
+        1,
+        2,
+    ):
         raise ValueError("an unknown way of pooling")
     if own.get("rope.scaling.type", "none") != "none":
         raise ValueError("rope.scaling.type is not none")

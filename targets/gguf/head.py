@@ -21,19 +21,20 @@ from edgelm.runtime.manifest import parse_json
 
 Array = NDArray[np.float32]
 _MAX_HEADER_BYTES = 2**16
-_erf = np.frompyfunc(math.erf, 1, 1)  # numpy has none; a head sees B x H values, not more
+_erf = np.vectorize(math.erf, otypes=[np.float32])  # numpy has none; a head sees B x H values
 
 
 def _gelu(x: Array) -> Array:
-    return (0.5 * x * (1.0 + _erf(x / math.sqrt(2.0)).astype(np.float32))).astype(np.float32)
+    return np.asarray(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))), dtype=np.float32)
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)
+    return np.asarray(0.5 * x * (1.0 + np.tanh(inner)), dtype=np.float32)
 
 
 def _silu(x: Array) -> Array:
-    return x / (1.0 + np.exp(-np.clip(x, -80, 80)))
+    return np.asarray(x / (1.0 + np.exp(-np.clip(x, -80, 80))), dtype=np.float32)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -48,7 +49,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Head:
-    """pooled (B, H) -> dense (H, H) -> activation -> norm, if any -> classifier (C, H) -> (B, C)."""
+    """pooled (B, H) -> dense (H, H) -> activation -> norm, if any -> out (C, H) -> (B, C)."""
 
     dense_weight: Array
     dense_bias: Array | None

@@ -1,4 +1,4 @@
-"""A Hugging Face directory -> model.gguf, and the head's own file where the graph cannot hold it."""
+"""A Hugging Face directory -> model.gguf, and a file for a head that the graph cannot hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lower(request: LowerRequest) -> Lowered:
     """Write the variant's files into `request.folder`. Raises ModelError, MissingExtra."""
     if request.precision not in PRECISIONS:
         raise ModelError(
-            f"the gguf target has no precision {request.precision!r}; it has {', '.join(PRECISIONS)}"
+            f"gguf has no precision {request.precision!r}; it has {', '.join(PRECISIONS)}"
         )
     config = _read_config(request.model_dir)
     with Weights(request.model_dir) as weights:
@@ -109,4 +109,6 @@ def _check_sizes(plan: Plan, weights: Weights, request: LowerRequest) -> None:
     out = next((m.source for m in plan.moves if m.name == "cls.output.weight"), None)
     rows = weights.shape(out)[0] if out else plan.head.out_weight.shape[0] if plan.head else None
     if rows is not None and rows != len(request.task.labels):
-        raise ModelError(f"the classifier has {rows} outputs, the task {len(request.task.labels)} labels")
+        raise ModelError(
+            f"the classifier has {rows} outputs, the task {len(request.task.labels)} labels"
+        )

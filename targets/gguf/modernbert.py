@@ -1,7 +1,8 @@
 """ModernBERT in llama.cpp's graph `modern-bert`.
 
 The graph holds no biases, GeGLU or SwiGLU, rotary positions without scaling, and a head of
-norm(gelu(dense x)). Its window is the same as transformers': keys at most local_attention // 2 away.
+norm(gelu(dense x)). Its window is
+the same as transformers': keys at most local_attention // 2 away.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _head(
 
 
 def _layer_pattern(config: Config, n_layers: int) -> list[bool]:
-    """Which layers look through the window. The newest configs list it, older ones give a stride."""
+    """Which layers look through the window: new configs list it, older ones give a stride."""
     stated = config.values.get("layer_types")
     if stated is None:
         every = config.values.get("global_attn_every_n_layers", 3)
@@ -109,7 +110,9 @@ def _layer_pattern(config: Config, n_layers: int) -> list[bool]:
             raise ModelError(f"config.json: global_attn_every_n_layers is {every!r}")
         return [i % every != 0 for i in range(n_layers)]
     if not isinstance(stated, list) or len(stated) != n_layers or set(stated) - set(_ROPE_THETA):
-        raise ModelError(f"config.json: layer_types does not say one known type for {n_layers} layers")
+        raise ModelError(
+            f"config.json: layer_types does not say one known type for {n_layers} layers"
+        )
     return [kind == "sliding_attention" for kind in stated]
 
 

@@ -2,7 +2,7 @@
 
 edgelm's engine is fed token ids and never reads it; llama.cpp and ollama do when they load the
 file alone. Three kinds exist: WordPiece with a mark before the first piece of a word ("phantom
-space"), byte-level BPE, and unigram. What fits none of them is written as a vocabulary of numbers only.
+space"), byte-level BPE, and unigram. What fits none becomes a vocabulary of numbers only.
 """
 
 from __future__ import annotations

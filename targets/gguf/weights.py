@@ -33,7 +33,7 @@ class Weights:
         try:
             for path in _shards(folder):
                 reader = self._stack.enter_context(safe_open(path, framework="np"))
-                for stored in reader.keys():
+                for stored in list(reader.keys()):
                     self._files[_modern(stored)] = (path, reader, stored)
         except (SafetensorError, OSError) as err:
             self._stack.close()

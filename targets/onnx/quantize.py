@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgelm.targets.onnx.fuse import array_of, constant, replace, tidy
 
-MIN_TABLE_ROWS = 256  # smaller tables stay float32: they weigh nothing
+MIN_TABLE_SIZE = 4096  # smaller tables stay float32: they weigh nothing
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def quantize_tables(model: ir.Model) -> None:
     for node in list(graph):
         table = array_of(node.inputs[0]) if node.op_type == "Gather" else None
         is_table = table is not None and table.ndim == 2 and table.dtype == np.float32
-        if table is None or not is_table or len(table) < MIN_TABLE_ROWS:
+        if table is None or not is_table or table.size < MIN_TABLE_SIZE:
             continue
         if "axis" in node.attributes and node.attributes["axis"].as_int() != 0:
             continue

@@ -1,0 +1,125 @@
+"""edgelm on banking77 (77 bank-support intents), beside its peers, in one command.
+
+python benchmarks/banking77.py                      everything; RESULTS.md is brought up to date
+python benchmarks/banking77.py speed startup        only these parts
+python benchmarks/banking77.py --quick              tiny and worthless figures, to see that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from _lib import machine, quality, speed, startup, training
+from _lib.compiled import Compiled, read_compiled
+from _lib.data import Data, find_data, read_rows, write_subset
+from _lib.results import write_section
+from _lib.rounds import need_peers
+
+PARTS = ("quality", "speed", "startup", "training")
+TITLES = {
+    "quality": "banking77: quality and compile time",
+    "speed": "banking77: texts per second",
+    "startup": "banking77: process start to first prediction",
+    "training": "banking77: seconds an epoch",
+}
+PACKAGES = ("edgelm", "torch", "transformers", "peft", "tokenizers", "onnxruntime")
+PACKAGES += ("onnx", "llama-cpp-python", "numpy")
+QUICK_TRAIN, QUICK_TEST = 256, 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of this program."""
+
+    state: Path
+    data: Data
+    arguments: argparse.Namespace
+
+    @property
+    def extra(self) -> list[str]:
+        """Further options of `edgelm compile`."""
+        return ["--epochs", "1"] if self.arguments.quick else []
+
+    def compiled(self) -> Compiled:
+        """The bundle of an earlier run, or a new one."""
+        try:
+            return read_compiled(self.state, "banking77")
+        except (OSError, LookupError, ValueError):  # none yet, or half a one
+            return quality.measure(self.state, self.data, self.extra, fresh=False)
+
+    def quality(self) -> tuple[str, list[str]]:
+        fresh = not self.arguments.reuse
+        return quality.section(self.state, self.data, self.extra, fresh=fresh), []
+
+    def speed(self) -> tuple[str, list[str]]:
+        return speed.section(
+            self.state,
+            self.compiled(),
+            read_rows(self.data.test),
+            rounds=self.arguments.rounds,
+            threads=self.arguments.threads,
+            scan_texts=self.arguments.scan_texts,
+        )
+
+    def startup(self) -> tuple[str, list[str]]:
+        return startup.section(self.state, self.compiled(), runs=self.arguments.runs), []
+
+    def training(self) -> tuple[str, list[str]]:
+        n_texts, rounds = self.arguments.train_texts, self.arguments.train_rounds
+        return training.section(self.state, self.data, n_texts=n_texts, rounds=rounds), []
+
+
+def main() -> None:
+    arguments = _arguments()
+    parts = [part for part in PARTS if part in (arguments.parts or PARTS)]
+    if {"speed", "startup"} & set(parts):
+        need_peers()
+    data = find_data(arguments.data)
+    state = machine.ROOT / ".state" / "benchmarks" / ("quick" if arguments.quick else "banking77")
+    if arguments.quick:
+        data = Data(
+            write_subset(data.train, state / "train.csv", QUICK_TRAIN),
+            write_subset(data.test, state / "test.csv", QUICK_TEST),
+        )
+    run = Run(state, data, arguments)
+    for part in parts:
+        load = machine.warn_if_busy()
+        work: Callable[[], tuple[str, list[str]]] = getattr(run, part)
+        text, peers = work()
+        body = f"## {TITLES[part]}\n\n{machine.describe(PACKAGES, peers, load)}\n\n{text}"
+        print(f"\n{body}\n", flush=True)
+        if arguments.quick:
+            sys.stderr.write("quick: RESULTS.md is left as it is\n")
+        elif not arguments.no_write:
+            write_section(f"banking77 {part}", body)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("parts", nargs="*", choices=PARTS, default=[], help="all of them when left out")
+    add("--data", type=Path, help="folder of train.csv and test.csv")
+    add("--rounds", type=int, default=7, help="of speed")
+    add("--threads", type=int, default=2, help="of speed")
+    add("--scan-texts", type=int, default=1024, help="texts to find the best batch size with")
+    add("--runs", type=int, default=10, help="of startup")
+    add("--train-texts", type=int, default=2000, help="of training")
+    add("--train-rounds", type=int, default=3, help="of training")
+    add("--reuse", action="store_true", help="quality: keep finished stages of an earlier run")
+    add("--no-write", action="store_true", help="leave RESULTS.md as it is")
+    add("--quick", action="store_true", help="tiny subsets, to see that it runs; writes nothing")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.runs, arguments.train_rounds = 2, 2, 1
+        arguments.train_texts, arguments.scan_texts = 256, 32
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

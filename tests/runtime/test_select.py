@@ -1,0 +1,64 @@
+"""Which variant is opened."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgelm.runtime.engine import Device
+from edgelm.runtime.errors import TargetUnavailable, UnknownVariant
+from edgelm.runtime.manifest import Manifest, Measured, Task, TextLimits, Variant
+from edgelm.runtime.select import select_variant
+
+
+def variant(target: str, precision: str, speed: float | None) -> Variant:
+    measured = None if speed is None else Measured(1, texts_per_s=speed)
+    return Variant(f"{target}-{precision}", target, precision, (), measured=measured)
+
+
+def manifest(*variants: Variant) -> Manifest:
+    task = Task("text-classification", ("a", "b"))
+    return Manifest(1, "m", "1", 1, task, TextLimits(8), (), variants)
+
+
+BUNDLE = manifest(
+    variant("onnx", "fp32", 100.0),
+    variant("onnx", "int8", 300.0),
+    variant("gguf", "q8_0", 200.0),
+    variant("gguf", "f16", None),
+)
+
+
+def runs(target: str, device: Device) -> str | None:
+    return None
+
+
+def only_gguf(target: str, device: Device) -> str | None:
+    return None if target == "gguf" else f"onnxruntime is missing on {device}"
+
+
+@pytest.mark.parametrize(
+    ("name", "unavailable", "chosen"),
+    [
+        (None, runs, "onnx-int8"),
+        (None, only_gguf, "gguf-q8_0"),
+        ("onnx-fp32", runs, "onnx-fp32"),
+        ("gguf-f16", only_gguf, "gguf-f16"),
+        ("gguf", runs, "gguf-q8_0"),
+        ("onnx", runs, "onnx-int8"),
+    ],
+)
+def test_the_fastest_that_runs_and_is_asked_for(name, unavailable, chosen) -> None:
+    assert select_variant(BUNDLE, name, "auto", unavailable).name == chosen
+
+
+def test_the_first_where_nothing_was_measured() -> None:
+    bundle = manifest(variant("gguf", "f16", None), variant("onnx", "fp32", None))
+    assert select_variant(bundle, None, "auto", runs).name == "gguf-f16"
+
+
+def test_unknown_and_unavailable() -> None:
+    with pytest.raises(UnknownVariant, match=r"'onnx-int4' \(did you mean 'onnx-int8'\?\)") as err:
+        select_variant(BUNDLE, "onnx-int4", "auto", runs)
+    assert err.value.hint == "the bundle holds onnx-fp32, onnx-int8, gguf-q8_0, gguf-f16"
+    with pytest.raises(TargetUnavailable, match="onnx: onnxruntime is missing on cuda"):
+        select_variant(BUNDLE, "onnx", "cuda", only_gguf)
