@@ -1,8 +1,10 @@
 """edgelm on banking77 (77 bank-support intents), beside its peers, in one command.
 
-python benchmarks/banking77.py                      everything; RESULTS.md is brought up to date
-python benchmarks/banking77.py speed startup        only these parts
-python benchmarks/banking77.py --quick              tiny and worthless figures, to see that it runs
+Run it with the project's environment, from anywhere:
+
+    python benchmarks/banking77.py                  everything; RESULTS.md is brought up to date
+    python benchmarks/banking77.py speed startup    only these parts
+    python benchmarks/banking77.py --quick          tiny, worthless figures, to see that it runs
 """
 
 from __future__ import annotations

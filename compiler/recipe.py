@@ -7,6 +7,8 @@ each value came from.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -229,6 +231,8 @@ def load_recipe(file: Path | None, overrides: dict[str, Any]) -> Recipe:
         node = data
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecipeError(f"{file}: {parent}: {node!r} is not a mapping")
         node[last] = value
         origins[key] = "command line"
     try:
@@ -273,7 +277,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = yaml.load(file.read_text(encoding="utf-8"), _yaml_loader())
     except FileNotFoundError as err:
         raise RecipeError(f"{file}: no such recipe") from err
     except (OSError, UnicodeDecodeError) as err:
@@ -283,6 +287,25 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"{file}: a recipe is a mapping of keys to values")
     return data
+
+
+def _yaml_loader() -> Any:
+    """YAML's safe loader, but 2e-3 is a number (YAML 1.2) and no key may stand twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} stands twice", node.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
 
 
 def _lookup(data: dict[str, Any], path: tuple[str, ...]) -> Any:
@@ -311,6 +334,14 @@ def _check(recipe: Recipe) -> None:
         split_target(spec)
     for spec in recipe.verify.limits:
         rule(spec in recipe.targets, "verify.limits", spec, "is not among the targets")
+    for where, limits in (("verify", recipe.verify), *recipe.verify.limits.items()):
+        for name in ("min_agreement", "max_drop", "max_kl", "min_cosine"):
+            value = getattr(limits, name)
+            most = math.inf if name == "max_kl" else 1.0
+            rule(
+                value is None or 0 <= value <= most, f"{where}.{name}", value,
+                "must be 0 or more" if name == "max_kl" else "must be 0 to 1",
+            )  # fmt: skip
     d, t, lo, q = recipe.data, recipe.train, recipe.lora, recipe.quantize
     rule(4 <= recipe.max_tokens <= 65536, "max_tokens", recipe.max_tokens, "must be 4 to 65536")
     rule(recipe.release >= 1, "release", recipe.release, "must be at least 1")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm.runtime.errors import EdgelmError, TargetUnavailable
+from edgelm.runtime.errors import EdgelmError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.model import load
 from edgelm.runtime.schema import decode, encode
@@ -46,7 +46,7 @@ def measure_variant(
     device: str = "auto",
     seconds: float = 3.0,
 ) -> Measured:
-    """Measure one variant. Raises TargetUnavailable when its engine fails there."""
+    """Measure one variant. Raises UsageError; TargetUnavailable when its engine fails."""
     plain: list[str | list[str]] = [list(t) if isinstance(t, tuple) else t for t in texts]
     request = BenchRequest(
         str(bundle.resolve()), variant, plain[:MAX_TEXTS], threads, device, seconds
@@ -58,10 +58,10 @@ def measure_variant(
         check=False,
     )
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise TargetUnavailable(
-            f"{variant}: its engine failed while it was measured: {said[-1] if said else 'killed'}"
-        )
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["killed"])[-1]
+        if done.returncode == UsageError.exit_code:
+            raise UsageError(said)
+        raise TargetUnavailable(f"{variant}: its engine failed while it was measured: {said}")
     return decode(Measured, json.loads(done.stdout))
 
 

@@ -44,9 +44,13 @@ def storage_errors(path: object) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write through a temporary neighbour, fsync, rename."""
+    """Write through a temporary neighbour, fsync, rename. Raises StorageError."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.is_dir():
+        raise StorageError(f"{path}: is a directory, not a file")
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: there is no directory {path.parent}")
     with storage_errors(path):
         try:
             with temporary.open("wb") as stream:
@@ -84,7 +88,12 @@ def replace_tree(staged: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
-        staged.rename(final)
+        try:
+            staged.rename(final)
+        except OSError:
+            if old.exists():
+                old.rename(final)
+            raise
         with contextlib.suppress(PermissionError):
             descriptor = os.open(final.parent, os.O_RDONLY)
             try:

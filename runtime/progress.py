@@ -33,6 +33,8 @@ class Progress:
             self._draw(f"{name} …")
         try:
             yield
+        except BrokenPipeError:  # the reader of the results has seen enough
+            raise
         except BaseException:
             self._write(f"{name}: failed", event="failed", seconds=self._seconds())
             raise

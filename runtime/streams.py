@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,9 @@ def file_rows(path: Path, *, pair: bool, text: str | None, second: str | None) -
     columns = None
     for record in read_records(path):
         if columns is None:
-            columns = find_columns(list(record.values), text=text, pair=second)
+            columns = find_columns(
+                list(record.values), text=text, pair=second, need_label=False, path=path
+            )
             if pair and columns.pair is None:
                 raise DataError(
                     "the bundle answers pairs, and there is no column of second texts",
@@ -95,6 +98,8 @@ def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
                 return
     finally:
         stop.set()
+        with contextlib.suppress(queue.Empty):  # makes room for a reader that waits with a row
+            waiting.get_nowait()
 
 
 def _text(value: object, column: str, path: Path, row: int) -> str:

@@ -43,11 +43,14 @@ def make_bundle(folder: Path) -> Path:
     from tiny import make_model
 
     model = make_model(folder / "model", labels=LABELS)
-    data, bundle = folder / "data.csv", folder / "tiny.edgelm"
-    rows = [f"{TEXTS[label]} {i},{label}" for i in range(13) for label in LABELS]
-    data.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
-    compiled = [sys.executable, "-m", "edgelm", "compile", model, "--task", "text-classification"]
-    options = ["--train", data, "--eval", data, "--no-train", "--target", "onnx:fp32"]
+    bundle, compiled = folder / "tiny.edgelm", [sys.executable, "-m", "edgelm", "compile", model]
+    options: list[str | Path] = ["--task", "text-classification"]
+    for flag, numbers in (("--train", range(10)), ("--eval", range(10, 14))):
+        rows = [f"{TEXTS[label]} {i},{label}" for i in numbers for label in LABELS]
+        data = folder / f"{flag.strip('-')}.csv"
+        data.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+        options += [flag, data]
+    options += ["--no-train", "--target", "onnx:fp32"]
     run(folder, *compiled, *options, "-o", bundle)
     return bundle
 

@@ -2,11 +2,54 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command line ended with."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[Any]:
+        """stdout as JSON lines."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run_cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Run]:
+    """`run_cli("predict", bundle, "hi", stdin=b"")`: the whole command line, in this process."""
+    from edgelm.__main__ import main
+
+    def run(*args: object, stdin: bytes = b"") -> Run:
+        monkeypatch.setattr(sys, "argv", ["edgelm", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        assert isinstance(code, int)
+        assert "Traceback" not in said.err
+        return Run(code, said.out, said.err)
+
+    return run
+
 
 TEXTS = {
     "card_lost": ("i lost my card", "my card is lost", "where is the card", "card lost today"),

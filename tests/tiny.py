@@ -26,8 +26,13 @@ CORPUS = [" ".join(WORDS[i : i + 5]) for i in range(len(WORDS) - 5)] + [
     "order #12345 costs $9.99!",
 ]
 
+# the trainers of WordPiece and Unigram break ties by chance, so their pieces are stated here
+_ALPHABET = sorted({c for line in CORPUS for c in line.lower() if not c.isspace()})
+_PIECES = sorted({w for w in WORDS if len(w) > 1 and w[0] < "p"})  # other words fall into pieces
+
+
 def make_tokenizer(family: str) -> Any:
-    """A fast tokenizer of the family's kind, trained on CORPUS."""
+    """A fast tokenizer of the family's kind, trained on CORPUS where that gives one result."""
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -42,12 +47,13 @@ def make_tokenizer(family: str) -> Any:
 
     if family in ("bert", "distilbert"):
         specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        pieces = [*specials, *_ALPHABET, *(f"##{c}" for c in _ALPHABET), *_PIECES]
+        pieces += [f"##{word[-2:]}" for word in _PIECES]
+        vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+        tok = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+        tok.add_special_tokens(specials)
         tok.normalizer = normalizers.BertNormalizer(lowercase=True)
         tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tok.train_from_iterator(
-            CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials)
-        )
         tok.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
         tok.decoder = decoders.WordPiece()
         names: dict[str, Any] = dict(
@@ -86,15 +92,14 @@ def make_tokenizer(family: str) -> Any:
         )
     elif family == "xlm-roberta":
         specials = ["<s>", "<pad>", "</s>", "<unk>"]
-        tok = Tokenizer(models.Unigram())
+        pieces = ["▁", *(f"▁{word}" for word in _PIECES), *(w[-2:] for w in _PIECES), *_ALPHABET]
+        scored = [(piece, -3.0 - 0.02 * i) for i, piece in enumerate(dict.fromkeys(pieces))]
+        tok = Tokenizer(models.Unigram([*((s, 0.0) for s in specials), *scored], unk_id=3))
+        tok.add_special_tokens(specials)
         tok.normalizer = normalizers.Sequence(
             [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
         )
         tok.pre_tokenizer = pre_tokenizers.Metaspace()
-        tok.train_from_iterator(
-            CORPUS,
-            trainers.UnigramTrainer(vocab_size=300, special_tokens=specials, unk_token="<unk>"),
-        )
         tok.add_special_tokens(["<mask>"])
         tok.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>",

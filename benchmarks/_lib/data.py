@@ -23,7 +23,7 @@ class Data:
 
 
 def find_data(given: Path | None) -> Data:
-    """`--data`, else EDGELM_DATA/banking77, else ../shared/data/banking77. Ends the run if absent."""
+    """`--data`, else EDGELM_DATA, else ../shared/data/banking77. Ends the run if absent."""
     base = os.environ.get("EDGELM_DATA")
     folder = given or (
         Path(base) / "banking77" if base else ROOT.parent / "shared" / "data" / "banking77"

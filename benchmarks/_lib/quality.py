@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edgelm.compiler.limits import failures, limits_for
-from edgelm.compiler.recipe import Recipe
-from edgelm.runtime.manifest import Manifest, Variant
-
 from _lib.compiled import MODEL, TARGETS, Compiled, compile_bundle
 from _lib.data import Data
 from _lib.results import Goal, goals_table, table
+from edgelm.compiler.limits import failures, limits_for
+from edgelm.compiler.recipe import Recipe
+from edgelm.runtime.manifest import Manifest, Variant
 
 OPTIONAL = "onnx:int8-static"  # apart: not every edgelm has it, and the rest must not fail with it
 

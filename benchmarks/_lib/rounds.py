@@ -78,9 +78,9 @@ class Worker:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
         code = self._process.wait()
         self._errors.seek(0)
         tail = self._errors.read()[-3000:]

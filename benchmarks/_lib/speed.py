@@ -52,8 +52,7 @@ def section(
     max_tokens = compiled.manifest.text.max_tokens
     common = {"texts": str(file), "threads": threads, "max_tokens": max_tokens}
     edgelm = {**common, "bundle": str(compiled.bundle)}
-    plain = {**common, "tokenizer": str(peers.tokenizer), "config": str(peers.config)}
-    pipe = {**common, "tokenizer": str(peers.tokenizer)}
+    peer = {**common, "hugging_face": str(compiled.merged)}  # labels and tokenizer
     with ExitStack() as stack:
 
         def start(name: str, script: str, options: dict[str, Any], python: Any = None) -> Worker:
@@ -66,17 +65,17 @@ def section(
         optimum = start(
             OPTIMUM,
             "transformers_speed.py",
-            {**pipe, "engine": "optimum", "model": str(peers.optimum_int8)},
+            {**peer, "engine": "optimum", "model": str(peers.optimum_int8)},
             PEER_PYTHON,
         )
         torch = start(
             TORCH,
             "transformers_speed.py",
-            {**pipe, "engine": "torch", "model": str(compiled.merged)},
+            {**peer, "engine": "torch", "model": str(compiled.merged)},
         )
-        ours = start(PLAIN, "onnxruntime_speed.py", {**plain, "model": str(peers.plain_int8)})
+        ours = start(PLAIN, "onnxruntime_speed.py", {**peer, "model": str(peers.plain_int8)})
         theirs = start(
-            PLAIN_OPTIMUM, "onnxruntime_speed.py", {**plain, "model": str(peers.optimum_int8)}
+            PLAIN_OPTIMUM, "onnxruntime_speed.py", {**peer, "model": str(peers.optimum_int8)}
         )
         scans = {w.name: _scan(w, min(scan_texts, len(rows))) for w in (optimum, torch)}
         best = {name: min(times, key=lambda size: times[size]) for name, times in scans.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +24,16 @@ print(edgelm.load({bundle!r}, variant={variant!r}).predict({text!r}).label)
 """
 TORCH = """
 from transformers import pipeline
-print(pipeline("text-classification", model={model!r}, tokenizer={tokenizer!r})({text!r})[0]["label"])
+classify = pipeline("text-classification", model={model!r}, tokenizer={tokenizer!r})
+print(classify({text!r})[0]["label"])
 """
 OPTIMUM = """
 from optimum.onnxruntime import ORTModelForSequenceClassification, pipeline
 from transformers import AutoTokenizer
 model = ORTModelForSequenceClassification.from_pretrained({folder!r}, file_name={file!r})
 tokenizer = AutoTokenizer.from_pretrained({tokenizer!r})
-print(pipeline("text-classification", model=model, tokenizer=tokenizer)({text!r})[0]["label"])
+classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
+print(classify({text!r})[0]["label"])
 """
 PLAIN = """
 import json
@@ -95,21 +98,25 @@ def section(state: Path, compiled: Compiled, *, runs: int) -> str:
 
 def run(program: Program) -> Start:
     """Start it once."""
-    started = time.perf_counter()
-    with subprocess.Popen(
-        [str(program.python), "-c", program.code + AFTER],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment(None), "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [str(program.python), "-c", program.code + AFTER],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**environment(None), "PYTHONUNBUFFERED": "1"},
+        )
+        assert process.stdout is not None
         answer = process.stdout.readline().strip()
         answer_s = time.perf_counter() - started
-        rest, errors = process.communicate()
-    wall_s = time.perf_counter() - started
-    if process.returncode != 0 or not rest:
-        raise RuntimeError(f"{program.name}: exit code {process.returncode}\n{errors[-3000:]}")
+        rest = process.stdout.read()
+        code = process.wait()
+        wall_s = time.perf_counter() - started
+        process.stdout.close()
+        errors.seek(0)
+        if code != 0 or not rest:
+            raise RuntimeError(f"{program.name}: exit code {code}\n{errors.read()[-3000:]}")
     facts = json.loads(rest.strip().splitlines()[-1])
     peak = facts["peak_kib"]
     heavy = tuple(facts["heavy"])
@@ -119,7 +126,7 @@ def run(program: Program) -> Start:
 def _programs(state: Path, compiled: Compiled) -> list[Program]:
     need_peers()
     peers = prepare_peers(state, compiled)
-    bundle, tokenizer = str(compiled.bundle), str(peers.tokenizer)
+    bundle, merged = str(compiled.bundle), str(compiled.merged)
     programs = [
         Program(
             f"edgelm {variant}",
@@ -129,13 +136,13 @@ def _programs(state: Path, compiled: Compiled) -> list[Program]:
         for variant in ("onnx-int8", "gguf-q8_0")
     ]
     plain = PLAIN.format(
-        model=str(peers.plain_int8), tokenizer=tokenizer, config=str(peers.config), text=TEXT
+        model=str(peers.plain_int8), tokenizer=merged, config=f"{merged}/config.json", text=TEXT
     )
-    torch = TORCH.format(model=str(compiled.merged), tokenizer=tokenizer, text=TEXT)
+    torch = TORCH.format(model=merged, tokenizer=merged, text=TEXT)
     optimum = OPTIMUM.format(
         folder=str(peers.optimum_int8.parent),
         file=peers.optimum_int8.name,
-        tokenizer=tokenizer,
+        tokenizer=merged,
         text=TEXT,
     )
     return [

@@ -8,14 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from edgelm.compiler.passes.intake import find_model
-from edgelm.compiler.recipe import Recipe
-
 from _lib.compiled import MODEL
 from _lib.data import Data, read_rows, write_subset
 from _lib.machine import n_cores
 from _lib.results import Goal, goals_table, table
 from _lib.rounds import Spread, Worker, ratios
+from edgelm.compiler.passes.intake import find_model
+from edgelm.compiler.recipe import Recipe
 
 EDGELM, EDGELM_FP32, PLAIN = "edgelm finetune", "edgelm finetune, fp32", "plain peft + Trainer"
 MAX_RATIO = 0.6

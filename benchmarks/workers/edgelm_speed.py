@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from protocol import Options, options, read_texts, serve, versions
+
 import edgelm
 from edgelm.runtime.runner import plan_batches
-from protocol import Options, options, read_texts, serve, versions
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from protocol import Options, options, say
+
 from edgelm.compiler.cache import StageCache
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra, versions
@@ -16,7 +18,6 @@ from edgelm.compiler.passes.intake import Intake
 from edgelm.compiler.passes.prepare import Prepare
 from edgelm.compiler.recipe import load_recipe
 from edgelm.runtime.progress import Progress
-from protocol import Options, options, say
 
 
 def train(given: Options) -> dict[str, Any]:

@@ -17,16 +17,17 @@ class Classifier:
     """The whole of it."""
 
     def __init__(self, given: Options) -> None:
+        folder = Path(given["hugging_face"])
         session = ort.SessionOptions()
         session.intra_op_num_threads = given["threads"]
         self.session = ort.InferenceSession(
             given["model"], session, providers=["CPUExecutionProvider"]
         )
         self.inputs = [value.name for value in self.session.get_inputs()]
-        self.tokenizer = Tokenizer.from_file(str(Path(given["tokenizer"]) / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(given["max_tokens"])
         self.tokenizer.no_padding()
-        config = json.loads((Path(given["config"])).read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
 
     def __call__(self, texts: list[str]) -> list[str]:

@@ -42,7 +42,7 @@ def main() -> None:
         dynamo=True,
         input_names=NAMES,
         output_names=["logits"],
-        dynamic_shapes=dict.fromkeys(NAMES, {0: batch, 1: length}),
+        dynamic_shapes={name: {0: batch, 1: length} for name in NAMES},
         external_data=False,
     )
     quant_pre_process(

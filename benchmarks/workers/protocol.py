@@ -16,6 +16,9 @@ from typing import Any
 
 Options = dict[str, Any]
 
+_answers = sys.stdout
+sys.stdout = sys.stderr  # libraries print there; answers go out alone
+
 
 def options() -> Options:
     """What the driver said on the command line."""
@@ -34,8 +37,8 @@ def versions(*packages: str) -> dict[str, str]:
 
 def say(**answer: Any) -> None:
     """One JSON line to the driver."""
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    _answers.write(json.dumps(answer) + "\n")
+    _answers.flush()
 
 
 def serve(work: Callable[[Options], Any], **ready: Any) -> None:

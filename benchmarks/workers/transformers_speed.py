@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, pipeline
 
 def load(given: Options) -> Any:
     """The pipeline, as the documentation of the two projects has it."""
-    tokenizer = AutoTokenizer.from_pretrained(given["tokenizer"])
+    tokenizer = AutoTokenizer.from_pretrained(given["hugging_face"])
     if given["engine"] == "torch":
         return pipeline("text-classification", model=given["model"], tokenizer=tokenizer)
     import onnxruntime as ort

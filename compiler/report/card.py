@@ -208,6 +208,7 @@ def _calibration(data: ReportData) -> list[str]:
 def _verified(data: ReportData) -> str:
     manifest = data.manifest
     merge = data.training.get("merge")
+    skipped = [markdown(v.name) for v in manifest.variants if v.parity is None]
     items = [
         "The bundle's tokenizer gives the same token ids as the Hugging Face tokenizer on all "
         "evaluation texts and on a list of awkward ones.",
@@ -215,6 +216,8 @@ def _verified(data: ReportData) -> str:
         "compared with the Hugging Face model in float32; a variant over its limits does not enter "
         "a bundle.",
     ]
+    if skipped:
+        items.append(f"Not compared: {', '.join(skipped)}.")
     if merge:
         items.append(
             "The merged weights answer as the trained model did: logits differ by at most "

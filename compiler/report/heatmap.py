@@ -59,7 +59,7 @@ def _cell(
         opacity=shade, tip=_tip(labels, i, j, n, share),
     )  # fmt: skip
     small = FONT if size >= 30 and n < 1000 else 10.0 if n < 1000 else 8.0
-    on = "on" if shade > 0.55 else "off"
+    on = "on" if shade > 0.7 else "off"
     cls = f"{on} f{small:.0f}"
     d.text(x + size / 2, y + size / 2 + small * 0.36, f"{n}", cls, anchor="middle")
 

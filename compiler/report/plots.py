@@ -209,7 +209,8 @@ def reliability_plot(named: Sequence[tuple[str, Sequence[Bin], str]]) -> str:
 def histogram_plot(name: str, values: NDArray[np.floating], cls: str, lo: float) -> str:
     """How often a cosine similarity occurs, from `lo` to 1."""
     d = Drawing(WIDTH, 240.0, f"cosine similarity of {one_line(name)} and the reference")
-    counts, edges = np.histogram(np.clip(values, lo, 1.0), bins=30, range=(lo, 1.0))
+    wide = np.clip(values.astype(np.float64), lo, 1.0)  # near 1 float32 is too coarse for 30 bins
+    counts, edges = np.histogram(wide, bins=30, range=(lo, 1.0))
     x = Scale(lo, 1.0, 58, WIDTH - 24)
     y = Scale(0.0, float(max(1, counts.max())) * 1.05, 194, 34)
     axes(

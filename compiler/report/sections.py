@@ -62,7 +62,8 @@ def training(data: ReportData) -> Section:
         facts.append(("merge check", f"{text} ({of}{plural(merge.get('n', 0), 'text')})"))
     blocks += [Facts(tuple(facts))] if facts else []
     epochs: list[dict[str, Any]] = info.get("epochs") or []
-    figures = tuple(f for f in (_losses(epochs), _scores(epochs)) if f)
+    single = data.manifest.task.problem == "single_label"
+    figures = tuple(f for f in (_losses(epochs), _scores(epochs, single)) if f)
     blocks += [Figures(figures)] if figures else []
     if epochs:
         keys = sorted({k for e in epochs for k in e} - {"epoch"}, key=lambda k: (k != "loss", k))
@@ -77,8 +78,10 @@ def _losses(epochs: list[dict[str, Any]]) -> Figure | None:
     return Figure(curves_plot(curves, "loss"), "Loss by epoch.") if curves else None
 
 
-def _scores(epochs: list[dict[str, Any]]) -> Figure | None:
+def _scores(epochs: list[dict[str, Any]], single: bool) -> Figure | None:
     keys = sorted({k for e in epochs for k in e if k.startswith("eval_")} - {"eval_loss"})
+    if single:
+        keys = [k for k in keys if k != "eval_micro_f1"]  # it is the accuracy
     curves = _curves(epochs, [(k, k.removeprefix("eval_")) for k in keys])
     if not curves:
         return None

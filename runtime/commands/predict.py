@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
@@ -65,8 +67,16 @@ def command(
         elif file is not None:
             rows = file_rows(file, pair=pair, text=text_column, second=pair_column)
         else:
-            rows = line_rows(sys.stdin.buffer, pair=pair)
+            rows = line_rows(_stdin(), pair=pair)
         _answer(model, rows, all_scores, on_long, numbered=not texts, quiet=quiet or bool(texts))
+
+
+def _stdin() -> BinaryIO:
+    # sys.stdin is closed when Python ends, and that aborts while a thread still waits for a line
+    try:
+        return os.fdopen(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:  # replaced by something without a descriptor
+        return sys.stdin.buffer
 
 
 def _arguments(texts: tuple[str, ...], pair: bool) -> Iterator[Row]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
 from edgelm import __version__
-from edgelm.runtime.errors import EdgelmError
+from edgelm.runtime.errors import EdgelmError, StorageError
 
 COMMANDS = {
     "compile": "edgelm.compiler.commands.compile",
@@ -33,6 +35,18 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(COMMANDS[cmd_name]).command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as err:  # click would end with 1, which says that edgelm is broken
+            if isinstance(err, BrokenPipeError):  # the reader of our output left, as `| head` does
+                _drop_output()
+                sys.exit(141)
+            if err.errno == errno.ENOSPC and err.filename is None:
+                _drop_output()
+                raise StorageError("the output cannot be written: the disk is full") from err
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -69,9 +83,11 @@ def main() -> None:
         if err.hint:
             click.echo(f"hint: {err.hint}", err=True)
         sys.exit(err.exit_code)
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+
+
+def _drop_output() -> None:
+    """Let what is still buffered for stdout go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted() -> None:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 import types
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 
 _PACKAGE = "llama_cpp"
+_SPINS = "GOMP_SPINCOUNT"
 _LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _lock = threading.Lock()
 _library: Any = None
@@ -54,7 +58,8 @@ def _import_low_level() -> types.ModuleType:
     stand_in.__path__ = list(spec.submodule_search_locations)
     sys.modules[_PACKAGE] = stand_in
     try:
-        return importlib.import_module(name)
+        with _short_spins():
+            return importlib.import_module(name)
     except (OSError, RuntimeError) as err:  # the shared library is missing or of another system
         raise TargetUnavailable(
             f"llama-cpp-python's library cannot be loaded: {err}",
@@ -63,6 +68,22 @@ def _import_low_level() -> types.ModuleType:
     finally:
         if sys.modules.get(_PACKAGE) is stand_in:
             del sys.modules[_PACKAGE]
+
+
+@contextmanager
+def _short_spins() -> Iterator[None]:
+    """Let GNU OpenMP, which reads its settings when it is loaded, wait politely.
+
+    Its threads spin for milliseconds at each of the hundreds of barriers of a call; on a machine
+    busy with other work that made two threads ten times slower than one."""
+    if any(name in os.environ for name in (_SPINS, "OMP_WAIT_POLICY")):
+        yield
+        return
+    os.environ[_SPINS] = "1000"  # some tens of microseconds
+    try:
+        yield
+    finally:
+        os.environ.pop(_SPINS, None)
 
 
 def _start(library: Any) -> Any:

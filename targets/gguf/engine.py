@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ class GgufSession:
 
     def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
         self._lock = threading.Lock()
-        self._model: Any = None
+        self._owned = ExitStack()  # the model, then the context
         self._context: Any = None
         mine = read_options(variant)
         path = folder / _file(variant, ".gguf")
@@ -86,16 +88,8 @@ class GgufSession:
     def close(self) -> None:
         """Free the context and the model; calling it twice is harmless."""
         with self._lock:
-            if self._context is not None:
-                self._library.llama_free(self._context)
-                self._context = None
-            if self._model is not None:
-                self._library.llama_model_free(self._model)
-                self._model = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_model", None) is not None:
-            self.close()
+            self._context = None
+            self._owned.close()
 
     def _open(self, path: Path, mine: Options, options: EngineOptions) -> None:
         library = self._library
@@ -105,8 +99,8 @@ class GgufSession:
         model_params.n_gpu_layers = -1 if on_gpu else 0
         self._model = library.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
-            self._model = None
             raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
+        self._owned.callback(library.llama_model_free, self._model)
         params = library.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self._budget
         params.n_seq_max = SEQUENCES_A_CALL
@@ -123,9 +117,11 @@ class GgufSession:
         params.no_perf = True
         self._context = library.llama_init_from_model(self._model, params)
         if not self._context:
-            self._context = None
             self.close()
             raise TargetUnavailable(f"llama.cpp cannot open {path}: {bindings.last_errors()}")
+        self._owned.callback(library.llama_free, self._context)
+        # a session that is dropped unclosed; at the process's end the memory goes anyway
+        weakref.finalize(self, self._owned.close).atexit = False
 
     def _outputs(self, path: Path, mine: Options, task: Task) -> int:
         """Values that llama.cpp gives for one sequence, checked against the task."""

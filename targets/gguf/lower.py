@@ -36,7 +36,8 @@ def lower(request: LowerRequest) -> Lowered:
         vocab = read_vocab(request.model_dir, n_rows, family)
         if vocab.model == "none":
             request.report("llama.cpp has no tokenizer of this kind: the file holds token ids only")
-        name = f"{request.model_dir.name or family} {request.precision}"
+        # no path in the name: equal inputs give equal bytes
+        name = f"{family} {request.task.kind} {request.precision}"
         is_float = request.precision in FLOAT_FILE_TYPES
         first = request.folder / (MODEL_FILE if is_float else "unquantized.gguf.tmp")
         float_precision = request.precision if is_float else "f32"

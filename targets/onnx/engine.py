@@ -105,6 +105,9 @@ def _session_options(threads: int | None) -> ort.SessionOptions:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or _n_cores()
     options.inter_op_num_threads = 1
+    # Waiting threads that spin take the CPU from whatever else runs: with the machine busy, a
+    # batch took 2.5 times as long as with sleeping threads.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 

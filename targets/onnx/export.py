@@ -88,6 +88,8 @@ def export(model_dir: Path, task: Task, *, type_ids: bool) -> ir.Model:
         except (attention.Inexpressible, ModelError, torch.onnx.errors.OnnxExporterError) as err:
             log.info("%s: export with %s attention failed: %s", model_dir, implementation, err)
             last = err
+    if isinstance(last, ModelError):
+        raise last
     raise ModelError(f"{model_dir}: cannot be exported to ONNX: {last}") from last
 
 

@@ -21,7 +21,8 @@ def lower(request: LowerRequest) -> Lowered:
     if precision not in PRECISIONS:
         raise ModelError(f"the onnx target has no precision {precision!r}")
     request.report("exporting")
-    model = export(request.model_dir, request.task, type_ids=request.text.type_ids)
+    type_ids = request.task.pair and request.text.type_ids
+    model = export(request.model_dir, request.task, type_ids=type_ids)
     fuse(model, split=precision.startswith("int8"))
     if precision == "fp16":
         halve_weights(model)

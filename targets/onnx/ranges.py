@@ -6,7 +6,9 @@ for it, a histogram between them. Padding is left out. Nothing of a batch is kep
 Methods:
     minmax      everything seen is representable
     percentile  the outermost 0.01 % is clipped
-    entropy     the clipping threshold whose 8-bit histogram is nearest to the true one (KL)
+    entropy     the clipping threshold whose 8-bit histogram is nearest to the true one (KL); it
+                may clip the few large activations that BERT-like models rely on, so it never
+                gives up more than half of the range
 
 Letters: B sequences in a batch, T tokens of the longest, K width of the tensor.
 """
@@ -54,7 +56,8 @@ class Seen:
         elif method == "entropy":
             centers = np.abs((edges[:-1] + edges[1:]) / 2)
             limit = max(-low, high)
-            counts, _ = np.histogram(centers, N_BINS, (0, limit), weights=self.counts)
+            # Half as many bins: finer than the histogram's own they would stand empty by turns.
+            counts, _ = np.histogram(centers, N_BINS // 2, (0, limit), weights=self.counts)
             threshold = least_divergent(counts) * limit
             low, high = max(low, -threshold), min(high, threshold)
         return min(low, 0.0), max(high, 0.0)
@@ -84,9 +87,9 @@ def calibrate(
 
 
 def least_divergent(counts: NDArray[np.float64]) -> float:
-    """counts (N_BINS,) of |x| -> the share of the bins to keep, by smallest KL divergence."""
+    """counts of |x| from zero on -> share of the bins to keep, >= 0.5, by smallest KL divergence."""
     best, share = np.inf, 1.0
-    for n_kept in range(LEVELS, len(counts) + 1, 16):
+    for n_kept in range(len(counts) // 2, len(counts) + 1, 16):
         p = counts[:n_kept].astype(np.float64)
         group = np.arange(n_kept) * LEVELS // n_kept
         filled = p > 0

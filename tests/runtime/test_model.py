@@ -43,9 +43,9 @@ def close_to(answers: list[Any], others: list[Any], tolerance: float) -> None:
 
 def test_a_list_is_answered_in_its_order_as_one_by_one(model: edgelm.Model) -> None:
     together = model.predict(TEXTS)
-    close_to(together, [model.predict(text) for text in TEXTS], 1e-4)
+    close_to(together, [model.predict(text) for text in TEXTS], 1e-3)
     assert len({round(a.score, 4) for a in together}) > len(TEXTS) / 2  # else order is not seen
-    close_to(model.predict(TEXTS[::-1])[::-1], together, 1e-4)
+    close_to(model.predict(TEXTS[::-1])[::-1], together, 1e-3)
 
 
 def test_single_and_empty(model: edgelm.Model) -> None:
@@ -78,7 +78,7 @@ def test_long_texts(model: edgelm.Model) -> None:
     limit = model.manifest.text.max_tokens
     fits, long = " ".join(["card"] * (limit - 2)), " ".join(["card"] * (limit - 1))
     assert [a.truncated for a in model.predict([fits, long])] == [False, True]
-    assert model.predict(long).score == pytest.approx(model.predict(fits).score, abs=1e-4)
+    assert model.predict(long).score == pytest.approx(model.predict(fits).score, abs=1e-3)
     assert model.predict([fits], on_long="error")[0].truncated is False
     with pytest.raises(edgelm.InputError, match=f"text 1 is longer than {limit} tokens"):
         model.predict([fits, long], on_long="error")
@@ -107,7 +107,7 @@ def test_what_is_no_text_is_refused(model: edgelm.Model, value: Any, says: str) 
 
 def test_sequences_other_than_lists(model: edgelm.Model) -> None:
     texts = np.array(TEXTS[:3])
-    close_to(model.predict(texts), model.predict(TEXTS[:3]), 1e-4)  # type: ignore[call-overload]
+    close_to(model.predict(texts), model.predict(TEXTS[:3]), 1e-3)  # type: ignore[call-overload]
 
 
 def test_eight_threads_answer_as_one(model: edgelm.Model) -> None:
@@ -121,7 +121,7 @@ def test_eight_threads_answer_as_one(model: edgelm.Model) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         for answers in pool.map(ask, range(16)):
-            close_to(answers, expected, 1e-4)
+            close_to(answers, expected, 1e-3)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -175,5 +175,5 @@ def test_embeddings_have_length_one_and_are_equal_on_both_engines(embedder: Path
             rows.append(np.stack([a.vector for a in answers]))
             np.testing.assert_allclose(model.predict(TEXTS[0]).vector, rows[-1][0], atol=1e-4)
     assert rows[0].shape == (len(TEXTS), 32)
-    np.testing.assert_allclose(np.linalg.norm(rows[0], axis=1), 1, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(rows[0], axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)

@@ -17,6 +17,7 @@ from edgelm.runtime.errors import BundleError, ModelError, TargetUnavailable
 from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
 from edgelm.targets import get_target
 from edgelm.targets.base import LowerRequest, Quantization
+from edgelm.targets.onnx import attention
 
 LABELS = ("card_lost", "refund", "other")
 TEXTS = [
@@ -88,7 +89,11 @@ def ops(folder: Path) -> list[str]:
 def test_logits_equal_the_reference(family, tmp_path):
     model_dir = tiny.make_model(tmp_path / "hf", family, labels=LABELS)
     pair_ids = family == "bert"
-    lowered = lower(model_dir, tmp_path / "onnx", text=TextLimits(max_tokens=64, type_ids=pair_ids))
+    task = Task("text-classification", LABELS, pair=pair_ids)
+    lowered = lower(
+        model_dir, tmp_path / "onnx", task, text=TextLimits(max_tokens=64, type_ids=pair_ids)
+    )
+    assert ("token_type_ids" in lowered.options["inputs"]) == pair_ids
     assert lowered.files == ("model.onnx",)
     session = open_(tmp_path / "onnx")
     batches = [tokenize(model_dir, TEXTS), tokenize(model_dir, TEXTS[:1])]
@@ -232,6 +237,19 @@ def test_cuda_without_its_provider_is_unavailable(fp32):
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(TargetUnavailable):
         open_(fp32, device="cuda")
+
+
+def test_attention_that_does_not_fit_is_exported_as_it_is(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise attention.Inexpressible("something new")
+
+    monkeypatch.setattr(attention, "_attention", refuse)
+    model_dir = tiny.make_model(tmp_path / "hf", "distilbert", labels=LABELS)
+    lower(model_dir, tmp_path / "onnx")
+    assert not set(ATTENTION) & set(ops(tmp_path / "onnx"))
+    batch = tokenize(model_dir, TEXTS)
+    expected = reference(model_dir, CLASSIFY, batch)
+    np.testing.assert_allclose(open_(tmp_path / "onnx").run(batch), expected, atol=1e-4)
 
 
 def test_a_directory_without_a_model_is_a_model_error(tmp_path):
