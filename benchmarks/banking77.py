@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from _lib import machine, quality, speed, startup, training
-from _lib.compiled import Compiled, read_compiled
+from _lib.compiled import NAME, Compiled, drop_lowered, is_current
 from _lib.data import Data, find_data, read_rows, write_subset
 from _lib.results import write_section
 from _lib.rounds import need_peers
@@ -40,6 +40,7 @@ class Run:
     state: Path
     data: Data
     arguments: argparse.Namespace
+    made: dict[str, Compiled] = field(default_factory=dict)  # in this run
 
     @property
     def extra(self) -> list[str]:
@@ -47,15 +48,18 @@ class Run:
         return ["--epochs", "1"] if self.arguments.quick else []
 
     def compiled(self) -> Compiled:
-        """The bundle of an earlier run, or a new one."""
-        try:
-            return read_compiled(self.state, "banking77")
-        except (OSError, LookupError, ValueError):  # none yet, or half a one
-            return quality.measure(self.state, self.data, self.extra, fresh=False)
+        """The bundle, lowered by the code as it stands; a training of an earlier run is kept."""
+        if NAME not in self.made:
+            if not is_current(self.state, NAME):
+                drop_lowered(self.state)
+            self.made[NAME] = quality.measure(self.state, self.data, self.extra, fresh=False)
+        return self.made[NAME]
 
     def quality(self) -> tuple[str, list[str]]:
         fresh = not self.arguments.reuse
-        return quality.section(self.state, self.data, self.extra, fresh=fresh), []
+        compiled = quality.measure(self.state, self.data, self.extra, fresh=fresh)
+        self.made[NAME] = compiled
+        return quality.section(self.state, self.data, compiled, self.extra), []
 
     def speed(self) -> tuple[str, list[str]]:
         return speed.section(

@@ -102,7 +102,8 @@ def eval_texts(context: Context) -> list[Text]:
     examples = context.data.eval
     if context.task.kind == "text-classification":
         return [as_text(e) for e in examples]
-    return [e.text for e in examples] + [e.pair for e in examples if e.pair is not None]
+    firsts: list[Text] = [e.text for e in examples]
+    return firsts + [e.pair for e in examples if e.pair is not None]
 
 
 def truth_matrix(task: Task, examples: tuple[Example, ...]) -> NDArray[np.bool_]:

@@ -41,9 +41,9 @@ def starter_recipe() -> str:
         indent = "  " * (len(leaf.path) - 1)
         lines.append(f"{indent}# {leaf.help}")
         if leaf.key in set_here:
-            lines.append(f"{indent}{leaf.path[-1]}: {_yaml(set_here[leaf.key])}")
+            lines.append(f"{indent}{leaf.name}: {_yaml(set_here[leaf.key])}")
         else:
-            lines.append(f"{indent}# {leaf.path[-1]}: {_yaml(leaf.default)}")
+            lines.append(f"{indent}# {leaf.name}: {_yaml(leaf.default)}")
     return "\n".join(lines) + "\n"
 
 
@@ -103,7 +103,7 @@ def recipe_schema() -> str:
         node = root["properties"]
         for part in leaf.path[:-1]:
             node = node[part]["properties"]
-        node[leaf.path[-1]] = _leaf_schema(leaf)
+        node[leaf.name] = _leaf_schema(leaf)
     return json.dumps(root, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as err:
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {err}") from err
     if not tokenizer.is_fast:
@@ -72,10 +72,10 @@ def load_model(folder: Path, task: Task, *, new_head: bool, trust_remote_code: b
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {label: i for i, label in enumerate(task.labels)}
-            config.problem_type = {
-                "single_label": "single_label_classification",
-                "multi_label": "multi_label_classification",
-            }[task.problem]
+            if task.problem == "single_label":
+                config.problem_type = "single_label_classification"
+            else:
+                config.problem_type = "multi_label_classification"
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 config=config,

@@ -69,7 +69,8 @@ def failures(
         found.append("its outputs hold NaN or infinity")
     if parity.agreement is not None:
         flips = round((1 - parity.agreement) * parity.n)
-        if flips > max(slack, math.floor((1 - limits.min_agreement) * parity.n)):
+        allowed = math.floor((1 - limits.min_agreement) * parity.n + 1e-9)  # 0.1 * 20 is 1.99…
+        if flips > max(slack, allowed):
             found.append(
                 f"agreement {parity.agreement:.4f} ({flips} of {parity.n} texts differ) is under "
                 f"the limit {limits.min_agreement:.4f}"

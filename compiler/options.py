@@ -28,12 +28,17 @@ def section(cls: type[Any], help: str) -> Any:
 class Leaf:
     """One option of a recipe class tree, found by walking it."""
 
-    path: tuple[str, ...]  # ("train", "epochs")
+    path: tuple[str, ...]  # ("train", "epochs"); never empty
     type: Any
     default: Any  # MISSING when required
     help: str
     flag: str
     many: bool
+
+    @property
+    def name(self) -> str:
+        """`epochs`"""
+        return self.path[-1]
 
     @property
     def key(self) -> str:

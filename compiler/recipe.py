@@ -295,7 +295,11 @@ def _yaml_loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            keys = [
+                self.construct_object(key, deep=True)
+                for key, _ in node.value
+                if key.tag != "tag:yaml.org,2002:merge"
+            ]
             for key in keys:
                 if keys.count(key) > 1:
                     raise yaml.constructor.ConstructorError(
@@ -348,7 +352,7 @@ def _check(recipe: Recipe) -> None:
     rule(recipe.threads is None or recipe.threads >= 1, "threads", recipe.threads, "must be >= 1")
     rule(0 < recipe.threshold < 1, "threshold", recipe.threshold, "must lie between 0 and 1")
     rule(0 < d.eval_fraction < 1, "data.eval_fraction", d.eval_fraction, "must lie between 0 and 1")
-    rule(t.epochs > 0, "train.epochs", t.epochs, "must be above 0")
+    rule(0 < t.epochs < math.inf, "train.epochs", t.epochs, "must be above 0, and a number")
     rule(t.batch_size >= 1, "train.batch_size", t.batch_size, "must be at least 1")
     rule(
         t.learning_rate is None or 0 < t.learning_rate < 1, "train.learning_rate",
@@ -357,6 +361,7 @@ def _check(recipe: Recipe) -> None:
     rule(0 <= t.warmup < 1, "train.warmup", t.warmup, "must be 0 or more and under 1")
     rule(t.early_stop >= 0, "train.early_stop", t.early_stop, "must be 0 or more")
     rule(lo.rank >= 1, "lora.rank", lo.rank, "must be at least 1")
+    rule(lo.alpha is None or lo.alpha >= 1, "lora.alpha", lo.alpha, "must be at least 1")
     rule(0 <= lo.dropout < 1, "lora.dropout", lo.dropout, "must be 0 or more and under 1")
     rule(
         q.calibration_texts >= 1, "quantize.calibration_texts", q.calibration_texts, "must be >= 1"

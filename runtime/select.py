@@ -29,12 +29,15 @@ def select_variant(
             f"no variant {name!r}{nearest(str(name), names)}",
             hint=f"the bundle holds {', '.join(names)}",
         )
-    reasons = {v.name: unavailable(v.target, device) for v in wanted}
-    runnable = [v for v in wanted if reasons[v.name] is None]
-    if not runnable:
-        said = dict.fromkeys(f"{v.target}: {reasons[v.name]}" for v in wanted)
-        raise TargetUnavailable(f"no variant can run here: {'; '.join(said)}")
-    return max(runnable, key=_texts_per_s)
+    reasons: dict[str, str] = {}
+    for variant in sorted(wanted, key=_texts_per_s, reverse=True):  # asking loads the engine
+        if variant.target not in reasons:
+            reason = unavailable(variant.target, device)
+            if reason is None:
+                return variant
+            reasons[variant.target] = reason
+    said = "; ".join(f"{target}: {reason}" for target, reason in reasons.items())
+    raise TargetUnavailable(f"no variant can run here: {said}")
 
 
 def _texts_per_s(variant: Variant) -> float:

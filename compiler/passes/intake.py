@@ -84,7 +84,7 @@ def _in_package(name: str) -> Path:
             hint=f"pip install {package.replace('_', '-')}",
         )
     path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if ".." in Path(inside).parts or not path.is_dir():
+    if ".." in Path(inside).parts or Path(inside).is_absolute() or not path.is_dir():
         raise ModelError(f"{name}: the package {package} has no directory {inside!r}")
     return path
 

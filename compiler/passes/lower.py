@@ -43,7 +43,7 @@ class Lower(Pass):
             "precision": self.precision,
             "quantize": encode(recipe.quantize),
             "calibration": [context.digests["reference"], recipe.seed] if calibrates else None,
-            "packages": versions(*_packages(self.target)),
+            "packages": versions(*get_target(self.target).lower_packages),
         }
 
     def run(self, context: Context, folder: Path) -> None:
@@ -93,10 +93,3 @@ def calibration_batches(context: Context) -> Iterable[TokenBatch]:
     tokens = Tokenizer(context.tokenizer_dir, context.text).encode(chosen)
     for indices in plan_batches(tokens.lengths, CALIBRATION_LIMITS):
         yield tokens.batch(indices, context.text.pad_id)
-
-
-def _packages(target: str) -> tuple[str, ...]:
-    return {
-        "onnx": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
-        "gguf": ("gguf", "llama-cpp-python"),
-    }[target]

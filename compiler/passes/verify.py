@@ -38,15 +38,14 @@ class Verify(Pass):
         self.name = f"verify {variant}"
 
     def inputs(self, context: Context) -> dict[str, Any]:
-        target = context.variants[self.variant].target
-        reason = get_target(target).available()
+        target = get_target(context.variants[self.variant].target)
+        reason = target.available()
         if reason is not None:
             raise TargetUnavailable(f"{self.variant} cannot be verified here: {reason}")
-        engine = {"onnx": "onnxruntime", "gguf": "llama-cpp-python"}[target]
         return {
             "lower": context.digests[f"lower {self.variant}"],
             "reference": context.digests["reference"],
-            "engine": versions(engine),
+            "engine": versions(target.engine_package),
         }
 
     def run(self, context: Context, folder: Path) -> None:

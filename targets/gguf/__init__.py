@@ -15,6 +15,8 @@ class GgufTarget:
     """One row of the table of targets."""
 
     name = "gguf"
+    engine_package = "llama-cpp-python"
+    lower_packages = ("gguf", "llama-cpp-python")
 
     def capabilities(self) -> Capabilities:
         devices: tuple[str, ...] = ("cpu",)

@@ -29,6 +29,8 @@ class OnnxTarget:
     """Lowers to one ONNX file, opens it with ONNX Runtime."""
 
     name = "onnx"
+    engine_package = "onnxruntime"
+    lower_packages = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
     def capabilities(self) -> Capabilities:
         from edgelm.targets.base import Capabilities

@@ -87,7 +87,7 @@ def calibrate(
 
 
 def least_divergent(counts: NDArray[np.float64]) -> float:
-    """counts of |x| from zero on -> share of the bins to keep, >= 0.5, by smallest KL divergence."""
+    """counts of |x| from zero on -> share of the bins to keep, by smallest KL divergence."""
     best, share = np.inf, 1.0
     for n_kept in range(len(counts) // 2, len(counts) + 1, 16):
         p = counts[:n_kept].astype(np.float64)
