@@ -14,7 +14,11 @@ from edgelm.compiler.nasty import NASTY as NASTY
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert")
 
-WORDS = ["i", "lost", "my", "card", "where", "is", "the", "parcel", "refund", "please", "order", "cancel", "now", "how", "do", "you", "reset", "a", "password", "late", "broken", "item", "wrong", "size", "change", "address", "login", "invoice", "help", "thanks", "hello", "bank", "account", "money", "transfer", "price", "too", "high", "good", "bad", "happy", "angry", "return", "exchange", "ship", "today"]
+WORDS = (
+    "i lost my card where is the parcel refund please order cancel now how do you reset a "
+    "password late broken item wrong size change address login invoice help thanks hello bank "
+    "account money transfer price too high good bad happy angry return exchange ship today"
+).split()
 CORPUS = [" ".join(WORDS[i : i + 5]) for i in range(len(WORDS) - 5)] + [
     "我 的 卡 丢 了 怎 么 办",
     "退 款 什 么 时 候 到",
