@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ def require_compile_extra() -> None:
             raise MissingExtra(package, "compile") from err
     from transformers.utils import logging
 
+    # transformers warns itself of its own coming changes; nothing a user of edgelm can act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_data import labelled_rows, write_csv
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,6 @@ def run_cli(
         return Run(code, said.out, said.err)
 
     return run
-
-
-TEXTS = {
-    "card_lost": ("i lost my card", "my card is lost", "where is the card", "card lost today"),
-    "refund": ("please refund my money", "refund the order", "money refund now", "refund me"),
-    "other": ("hello how do you do", "thanks for the help", "good day hello", "bye and thanks"),
-}
-
-
-def write_csv(path: Path, rows: list[tuple[str, ...]], head: str = "text,label") -> Path:
-    """A csv of simple cells."""
-    lines = [head, *(",".join(row) for row in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def labelled_rows(n: int = 10) -> list[tuple[str, ...]]:
-    """n different texts a label."""
-    return [
-        (f"{texts[i % len(texts)]} {'now ' * (i // len(texts))}{i}", label)
-        for label, texts in TEXTS.items()
-        for i in range(n)
-    ]
 
 
 @pytest.fixture(scope="session")

@@ -139,6 +139,7 @@ def _trainer(context: Context, model: Any, tokenizer: Any, checkpoints: Path) ->
     from transformers import (
         DataCollatorWithPadding,
         EarlyStoppingCallback,
+        PrinterCallback,
         Trainer,
         TrainingArguments,
     )
@@ -178,7 +179,7 @@ def _trainer(context: Context, model: Any, tokenizer: Any, checkpoints: Path) ->
     callbacks: list[Any] = [_progress_callback(context)]
     if early:
         callbacks.append(EarlyStoppingCallback(train.early_stop))
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=_rows(data, "train", tokenizer, task, context.text),
@@ -188,6 +189,8 @@ def _trainer(context: Context, model: Any, tokenizer: Any, checkpoints: Path) ->
         compute_loss_func=_loss(task, _class_weights(recipe, task, data)),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, where results alone belong
+    return trainer
 
 
 def _metrics(task: Task, prediction: Any) -> dict[str, float]:
