@@ -10,8 +10,6 @@ import onnxruntime as ort
 from protocol import Options, options, read_texts, serve, versions
 from tokenizers import Tokenizer
 
-BATCH = 64
-
 
 class Classifier:
     """The whole of it."""
@@ -30,12 +28,12 @@ class Classifier:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
 
-    def __call__(self, texts: list[str]) -> list[str]:
+    def __call__(self, texts: list[str], batch_size: int) -> list[str]:
         encodings = self.tokenizer.encode_batch(texts)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
         found = [""] * len(texts)
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
             B, T = len(part), len(encodings[part[-1]].ids)
             ids = np.zeros((B, T), np.int64)  # BERT's padding is 0
             mask = np.zeros((B, T), np.int64)
@@ -60,9 +58,10 @@ def main() -> None:
     classify = Classifier(given)
 
     def work(question: Options) -> list[str]:
-        return classify(texts)
+        part = texts[: question["n_texts"]] if "n_texts" in question else texts
+        return classify(part, question["batch_size"])
 
-    labels = work({})
+    labels = work({"batch_size": 64})
     serve(work, labels=labels, versions=versions("onnxruntime", "tokenizers"))
 
 

@@ -161,36 +161,81 @@ def test_adapters_on_a_layer_that_is_not_there(tmp_path: Path) -> None:
         add_adapters(model, recipe)
 
 
+LONG = {"train.epochs": 12.0, "train.early_stop": 2, "targets": ["gguf:f32"]}
+
+
+def long_recipe(keys: dict[str, Any], folder: Path) -> Recipe:
+    paths = {"cache_dir": str(folder / "cache"), "output": str(folder / "b")}
+    return load_recipe(None, {**keys, **LONG, **paths})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(keys: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that early stopping ends; its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    compile(long_recipe(keys, folder))
+    return folder
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_a_killed_training_goes_on_to_the_same_weights(
-    keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: dict[str, Any], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import Trainer
 
-    slow = {"train.epochs": 12.0, "train.early_stop": 4, "targets": ["gguf:f32"]}
-    paths = {"cache_dir": str(tmp_path / "killed"), "output": str(tmp_path / "b")}
-    recipe = load_recipe(None, {**keys, **slow, **paths})
+    recipe = long_recipe(keys, tmp_path)
     kill_at_first_checkpoint(recipe, tmp_path)
-    assert list((tmp_path / "killed" / "finetune").glob("[!.]*")) == []
-
+    assert list((tmp_path / "cache" / "finetune").glob("[!.]*")) == []
     resumed: list[Any] = []
     train = Trainer.train
 
     def seen(self: Any, resume_from_checkpoint: Any = None, **more: Any) -> Any:
-        resumed.append(resume_from_checkpoint)
+        resumed.append(Path(resume_from_checkpoint).name)
         return train(self, resume_from_checkpoint=resume_from_checkpoint, **more)
 
     monkeypatch.setattr(Trainer, "train", seen)
     compile(recipe)
-    other = {"cache_dir": str(tmp_path / "whole"), "output": str(tmp_path / "c")}
-    compile(load_recipe(None, {**keys, **slow, **other}))
-    assert Path(resumed[0]).name.startswith("checkpoint-")
-    assert resumed[1] is None
+    assert resumed
+    assert resumed != ["checkpoint-999"]
+    assert_same_training(tmp_path, undisturbed)
 
-    a, b = (merged_weights(tmp_path / name) for name in ("killed", "whole"))
+
+class Interrupting(Progress):
+    """Ctrl-C at one step of the training."""
+
+    def __init__(self, at_step: int) -> None:
+        super().__init__("quiet")
+        self.at_step = at_step
+
+    def advance(self, done: int, total: int | None = None, detail: str = "") -> None:
+        if total is not None and done == self.at_step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_stops_early_where_it_would_have(
+    keys: dict[str, Any], undisturbed: Path, tmp_path: Path
+) -> None:
+    n_epochs = len(history(undisturbed)["epochs"])
+    assert 2 < n_epochs < 12
+    recipe = long_recipe(keys, tmp_path)
+    for epoch in (2, n_epochs):  # in the last one, the count of epochs without gain is not 0
+        with pytest.raises(KeyboardInterrupt):
+            compile(recipe, Interrupting(at_step=6 * (epoch - 1) + 3))
+    compile(recipe)
+    assert_same_training(tmp_path, undisturbed)
+
+
+def history(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "cache").glob("finetune/[!.]*/history.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def assert_same_training(folder: Path, other: Path) -> None:
+    assert history(folder)["epochs"] == history(other)["epochs"]
+    a, b = merged_weights(folder), merged_weights(other)
     assert a.keys() == b.keys()
     for name, value in a.items():
-        np.testing.assert_allclose(value, b[name], atol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
 def kill_at_first_checkpoint(recipe: Recipe, folder: Path) -> None:
@@ -205,7 +250,7 @@ def kill_at_first_checkpoint(recipe: Recipe, folder: Path) -> None:
     pattern = f".*.partial/{CHECKPOINTS}/checkpoint-*/trainer_state.json"
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         end = time.monotonic() + 120
-        while not (found := list((folder / "killed" / "finetune").glob(pattern))):
+        while not (found := list((folder / "cache" / "finetune").glob(pattern))):
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
             assert time.monotonic() < end
             time.sleep(0.005)
@@ -216,8 +261,8 @@ def kill_at_first_checkpoint(recipe: Recipe, folder: Path) -> None:
     (half / "adapter_model.safetensors").write_bytes(b"half")
 
 
-def merged_weights(cache: Path) -> dict[str, np.ndarray]:
+def merged_weights(folder: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    (path,) = cache.glob("merge/[!.]*/model/model.safetensors")
+    (path,) = (folder / "cache").glob("merge/[!.]*/model/model.safetensors")
     return load_file(path)
