@@ -59,7 +59,7 @@ class Run:
         fresh = not self.arguments.reuse
         compiled = quality.measure(self.state, self.data, self.extra, fresh=fresh)
         self.made[NAME] = compiled
-        return quality.section(self.state, self.data, compiled, self.extra), []
+        return quality.section(compiled), []
 
     def speed(self) -> tuple[str, list[str]]:
         return speed.section(

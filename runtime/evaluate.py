@@ -39,7 +39,7 @@ def evaluate(
     """Compare the model's answers with the data's. Raises DataError."""
     task = model.task
     classifies = task.kind == "text-classification"
-    examples = read_examples(
+    found = read_examples(
         data,
         text=text,
         pair=pair,
@@ -47,9 +47,16 @@ def evaluate(
         multi_label=task.problem == "multi_label" if classifies else None,
         label_separator=label_separator,
         need_label=classifies,
-    ).examples
+    )
+    examples = found.examples
     if not classifies:
         return _evaluate_embeddings(model, examples, data)
+    if task.pair and found.columns.pair is None:
+        raise DataError(
+            "the bundle answers pairs, and there is no column of second texts",
+            path=data,
+            hint="name it with --pair-column",
+        )
     truth = _truth(model, examples)
     texts = [(e.text, e.pair or "") if task.pair else e.text for e in examples]
     outputs = model.outputs(texts)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from _lib.compiled import MODEL, NAME, TARGETS, Compiled, compile_bundle
 from _lib.data import Data
-from _lib.machine import ROOT
 from _lib.results import Goal, goals_table, table
 from edgelm.compiler.limits import failures, limits_for
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import Manifest, Variant
-
-OPTIONAL = "onnx:int8-static"  # apart: not every edgelm has it, and the rest must not fail with it
 
 
 def measure(state: Path, data: Data, extra: Sequence[str], *, fresh: bool) -> Compiled:
@@ -24,16 +20,14 @@ def measure(state: Path, data: Data, extra: Sequence[str], *, fresh: bool) -> Co
     return compile_bundle(state, data, NAME, TARGETS, extra, fresh=fresh)
 
 
-def section(state: Path, data: Data, compiled: Compiled, extra: Sequence[str]) -> str:
-    """What the compile found, and the variant that is compiled apart."""
-    manifest, missing = _with_optional(compiled.manifest, state, data, extra)
+def section(compiled: Compiled) -> str:
+    """What the compile found."""
+    manifest = compiled.manifest
     reference = manifest.reference["accuracy"]
     n = next(v.parity.n for v in manifest.variants if v.parity)
     history = compiled.history
     rows = [["reference (Hugging Face fp32)", f"{reference:.4f}", *["-"] * 5]]
     rows += [_row(variant, manifest) for variant in manifest.variants]
-    if missing:
-        rows.append([OPTIONAL.replace(":", "-"), "not available", *["-"] * 5])
     head = ["variant", "accuracy", "drop, points", "agreement", "mean KL", "MB", "default limits"]
     training = compiled.stages.get("finetune", 0.0)
     epochs = history.get("epochs", [])
@@ -60,22 +54,8 @@ def section(state: Path, data: Data, compiled: Compiled, extra: Sequence[str]) -
             table(head, rows),
             "",
             goals_table(_goals(manifest, compiled)),
-            *(["", f"{OPTIONAL}: {missing}"] if missing else []),
         ]
     )
-
-
-def _with_optional(
-    manifest: Manifest, state: Path, data: Data, extra: Sequence[str]
-) -> tuple[Manifest, str]:
-    sys.stderr.write(f"compiling {OPTIONAL}\n")
-    try:
-        more = compile_bundle(state, data, f"{NAME}-static", [OPTIONAL], extra, fresh=False)
-    except RuntimeError as err:
-        last = [line for line in str(err).splitlines() if line.strip()]
-        said = next((line for line in last if line.startswith("error:")), last[-1])
-        return manifest, said.replace(str(ROOT), "…")
-    return replace(manifest, variants=(*manifest.variants, *more.manifest.variants)), ""
 
 
 def _row(variant: Variant, manifest: Manifest) -> list[str]:

@@ -79,8 +79,8 @@ def test_pairs_keep_their_sides(pair_bundle: Path) -> None:
                     model.predict(wrong)  # type: ignore[arg-type]
         assert [x.truncated for x in answers] == [True, True, False]
         scores.append([list((x.scores or {}).values()) for x in answers])  # type: ignore[union-attr]
-    np.testing.assert_allclose(*scores, atol=1e-4)
-    assert abs(scores[0][0][0] - scores[0][1][0]) > 1e-4  # the sides are told apart
+    np.testing.assert_allclose(*scores, atol=1e-3)
+    assert abs(scores[0][0][0] - scores[0][1][0]) > 5e-3  # the sides are told apart
 
 
 def test_pairs_on_the_command_line(run_cli, pair_bundle: Path, tmp_path: Path) -> None:
@@ -102,8 +102,10 @@ def test_pairs_on_the_command_line(run_cli, pair_bundle: Path, tmp_path: Path) -
 
 
 def test_embeddings_with_scores(compile_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    rows = labelled_rows(6)
-    pairs = [(a, rows[-i][0], str(i % 5 / 4)) for i, (a, _) in enumerate(rows)]
+    pairs = [
+        (text, " ".join(tiny.WORDS[2 * i : 2 * i + 3]), str(i % 5 / 4))
+        for i, (text, _) in enumerate(labelled_rows(6))
+    ]
     data = write_csv(tmp_path / "pairs.csv", pairs, "text,text_pair,score")
     path = compile_tiny(
         "scored",
@@ -211,6 +213,7 @@ def test_compile_from_the_command_line(run_cli, tmp_path: Path) -> None:
     assert run.rows == [json.loads((tmp_path / "b.edgelm" / "edgelm.json").read_text())]
     run = run_cli(*args, "-q", "--max-kl", 0, "--min-agreement", 1, "--target", "gguf:q8_0")
     assert run.code == 4
-    assert "error: verification failed, no bundle was written\ngguf-q8_0: " in run.err
+    assert "error: verification failed, no bundle was written\n" in run.err
+    assert "\ngguf-q8_0: mean KL divergence" in run.err
     assert "hint: use a higher precision instead of" in run.err
     assert run.out == ""

@@ -32,7 +32,8 @@ def test_compile_as_it_is(family: str, compile_tiny: Callable[..., Path], tmp_pa
     for variant in bundle.manifest.variants:
         assert variant.parity is not None
         assert variant.parity.agreement == 1.0
-        assert variant.parity.max_abs_diff < 1e-3
+        # llama.cpp takes GELU from a table of half precision
+        assert variant.parity.max_abs_diff < (1e-4 if variant.target == "onnx" else 1e-2)
         check = verify_variant(bundle, variant, EngineOptions(threads=1))
         assert (check.ok, check.skipped) == (True, False), check.detail
 
