@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgelm import __version__
 from edgelm.runtime.files import storage_errors, sync_tree
 
 LAYOUT = 1  # raised when a pass's output changes shape, so that old stages are not taken
@@ -34,7 +35,8 @@ class StageCache:
 
     def key(self, name: str, inputs: dict[str, Any]) -> str:
         """The digest that names a stage of pass `name`."""
-        return digest({"pass": name, "layout": LAYOUT, "inputs": inputs})
+        made_by = {"edgelm": __version__, "layout": LAYOUT}
+        return digest({"pass": name, "made_by": made_by, "inputs": inputs})
 
     def find(self, name: str, key: str) -> Path | None:
         """The finished folder, or None."""

@@ -112,7 +112,7 @@ def cli_markdown() -> str:
     from edgelm.__main__ import COMMANDS, cli
 
     parts = ["# The command line\n\nGenerated from `--help`; do not edit.\n"]
-    parent = click.Context(cli, info_name="edgelm", max_content_width=100, terminal_width=100)
+    parent = click.Context(cli, info_name="edgelm", terminal_width=100, **cli.context_settings)
     parts.append(f"```\n{cli.get_help(parent)}\n```\n")
     for name in COMMANDS:
         command = cli.get_command(parent, name)

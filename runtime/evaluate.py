@@ -39,7 +39,7 @@ def evaluate(
     """Compare the model's answers with the data's. Raises DataError."""
     task = model.task
     classifies = task.kind == "text-classification"
-    found = read_examples(
+    read = read_examples(
         data,
         text=text,
         pair=pair,
@@ -48,10 +48,10 @@ def evaluate(
         label_separator=label_separator,
         need_label=classifies,
     )
-    examples = found.examples
+    examples = read.examples
     if not classifies:
         return _evaluate_embeddings(model, examples, data)
-    if task.pair and found.columns.pair is None:
+    if task.pair and read.columns.pair is None:
         raise DataError(
             "the bundle answers pairs, and there is no column of second texts",
             path=data,

@@ -99,6 +99,7 @@ def _answer(
     numbered: bool,
     quiet: bool,
 ) -> None:
+    from edgelm.runtime.errors import InputError
     from edgelm.runtime.predictions import to_json
     from edgelm.runtime.progress import Progress
     from edgelm.runtime.streams import chunks
@@ -107,8 +108,14 @@ def _answer(
     done = 0
     with progress.stage("predict"):
         for chunk in chunks(rows):
-            answers = model.predict([t for _, t in chunk], all_scores=all_scores, on_long=on_long)
+            answers = model.predict([t for _, t in chunk], all_scores=all_scores)
             for (row, _), answer in zip(chunk, answers, strict=True):
+                if answer.truncated and on_long == "error":
+                    raise InputError(
+                        f"{'row' if numbered else 'text'} {row} is longer than "
+                        f"{model.manifest.text.max_tokens} tokens",
+                        hint="shorten it, or use --on-long truncate",
+                    )
                 line = {"row": row, **to_json(answer)} if numbered else to_json(answer)
                 sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
             sys.stdout.flush()

@@ -40,6 +40,14 @@ _BAD_FILE = (
 )
 
 
+# On a CPU a batch's activations should stay in its cache: MiniLM int8 with 2 threads answers short
+# texts 1.2 to 1.6 times faster with 384 tokens a batch than with 64 texts. A GPU wants more at once.
+_LIMITS = {
+    "cpu": BatchLimits(max_sequences=64, max_tokens=384),
+    "cuda": BatchLimits(max_sequences=128, max_tokens=16384),
+}
+
+
 def providers() -> tuple[str, ...]:
     """The execution providers this ONNX Runtime was built with."""
     return tuple(ort.get_available_providers())
@@ -48,11 +56,10 @@ def providers() -> tuple[str, ...]:
 class OnnxSession:
     """An opened ONNX variant; `run` may be called from many threads at once."""
 
-    limits = BatchLimits()
-
     def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
         path = folder / _model_path(variant)
         self.device, chosen = _choose(options.device)
+        self.limits = _LIMITS[self.device]
         ort.set_default_logger_severity(4)  # fatal only: errors arrive as exceptions
         try:
             session = ort.InferenceSession(

@@ -81,6 +81,16 @@ def test_answers_before_a_bad_row_are_given(run_cli, classifier: Path, expected)
     assert "error: stdin, row 2: not valid UTF-8" in run.err
 
 
+def test_the_long_text_is_named_by_its_row(run_cli, classifier: Path, expected) -> None:
+    lines = ["i lost my card"] * 1500 + [TEXTS[3]]
+    stdin = "\n".join(lines).encode()
+    run = run_cli("predict", classifier, "--on-long", "error", *FAST, stdin=stdin)
+    assert (run.code, len(run.rows)) == (2, 1500)
+    assert "error: row 1501 is longer than 64 tokens\nhint: shorten it" in run.err
+    run = run_cli("predict", classifier, "fine", TEXTS[3], "--on-long", "error", *FAST)
+    assert "error: text 2 is longer than 64 tokens" in run.err
+
+
 def start(*args: object) -> subprocess.Popen[bytes]:
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "edgelm", *map(str, args)]
@@ -106,7 +116,7 @@ def test_an_error_ends_the_program_though_the_pipe_stays_open(classifier: Path) 
         process.stdin.write(b"card " * 400 + b"\n")
         process.stdin.flush()
         assert process.wait(60) == 2
-        assert process.stderr.read().startswith(b"error: text 0 is longer than")
+        assert process.stderr.read().startswith(b"error: row 1 is longer than 64")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise")

@@ -176,4 +176,4 @@ def test_embeddings_have_length_one_and_are_equal_on_both_engines(embedder: Path
             np.testing.assert_allclose(model.predict(TEXTS[0]).vector, rows[-1][0], atol=1e-4)
     assert rows[0].shape == (len(TEXTS), 32)
     np.testing.assert_allclose(np.linalg.norm(rows[0], axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-3)
