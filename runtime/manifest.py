@@ -214,6 +214,13 @@ def _check(manifest: Manifest, path: Path) -> None:
     names = [v.name for v in manifest.variants]
     if not names or len(set(names)) != len(names):
         raise BundleError(f"{path}: it needs at least one variant, each with a name of its own")
+    task, text = manifest.task, manifest.text
+    if not 4 <= text.max_tokens <= 65536 or not 0 <= text.pad_id < 2**31:
+        raise BundleError(f"{path}: text: {text.max_tokens} tokens, padded with {text.pad_id}")
+    if task.kind == "text-classification" and len(set(task.labels)) < max(2, len(task.labels)):
+        raise BundleError(f"{path}: task.labels: at least two are needed, each another")
+    if not 0 < task.threshold < 1:
+        raise BundleError(f"{path}: task.threshold: {task.threshold} is not between 0 and 1")
     entries = [*manifest.files, *(f for v in manifest.variants for f in v.files)]
     seen: set[str] = set()
     for entry in entries:

@@ -10,6 +10,7 @@ import click
 import pytest
 import yaml
 
+from edgelm.__main__ import cli
 from edgelm.compiler import docs
 from edgelm.compiler.commands.compile import command, recipe_from
 from edgelm.compiler.options import Leaf, choices, leaves, scalar
@@ -44,7 +45,7 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 def from_flags(*args: str) -> Recipe:
     """The recipe that `edgelm compile m …` states."""
-    context = click.Context(command)
+    context = click.Context(command, **cli.context_settings)
     command.parse_args(context, ["m", *args])
     flags = dict(context.params)
     for name in ("as_json", "log_json", "quiet"):

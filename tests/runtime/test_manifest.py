@@ -132,6 +132,12 @@ BAD = [
     (changed("format", True), "format"),
     (changed("task.kind", "poetry"), "task.kind: 'poetry' is none of"),
     (changed("text.max_tokens", "64"), "text.max_tokens: '64' is not a whole number"),
+    (changed("text.max_tokens", -1), "text: -1 tokens"),
+    (changed("text.max_tokens", 10**30), "tokens"),
+    (changed("text.pad_id", -1), "padded with -1"),
+    (changed("task.labels", []), "at least two are needed"),
+    (changed("task.labels", ["a", "a"]), "at least two are needed, each another"),
+    (changed("task.threshold", 9), "task.threshold: 9.0"),
     (changed("variants", []), "at least one variant"),
     (changed("variants", PLAIN["variants"] * 2), "a name of its own"),
     *((changed(FILES, [{"path": p, "sha256": DIGEST, "size_bytes": 1}]), "file name")
