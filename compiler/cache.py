@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm import __version__
-from edgelm.runtime.files import storage_errors, sync_tree
+from edgelm.runtime.files import full_disk_errors, storage_errors, sync_tree
 
 LAYOUT = 1  # raised when a pass's output changes shape, so that old stages are not taken
 
@@ -50,15 +50,22 @@ class StageCache:
 
         final = self.root / name / key
         partial = self.root / name / f".{key}.partial"
+        lock = FileLock(self.root / name / f".{key}.lock")
         with storage_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / name / f".{key}.lock"):
-                if final.is_dir():  # another compile made it while this one waited
-                    return final
+            lock.acquire()
+        try:
+            if final.is_dir():  # another compile made it while this one waited
+                return final
+            with storage_errors(final):
                 if not resume:
                     shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(exist_ok=True)
+            with full_disk_errors(partial):
                 run(partial)
+            with storage_errors(final):
                 sync_tree(partial)
                 partial.rename(final)
+        finally:
+            lock.release()
         return final

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgelm.runtime.errors import StorageError
+from edgelm.runtime.errors import EdgelmError, StorageError
 
 CHUNK_BYTES = 1 << 20
 
@@ -41,6 +41,23 @@ def storage_errors(path: object) -> Iterator[None]:
         if err.errno not in reasons:
             raise
         raise StorageError(f"{path}: {reasons[err.errno]}") from err
+
+
+@contextlib.contextmanager
+def full_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever fails inside, when the disk of `folder` is full, into StorageError.
+
+    torch and safetensors tell of a full disk in errors of their own kinds, so the disk is asked.
+    """
+    try:
+        yield
+    except EdgelmError:
+        raise
+    except Exception as err:
+        full = shutil.disk_usage(folder).free < CHUNK_BYTES
+        if full or os.strerror(errno.ENOSPC) in str(err):
+            raise StorageError(f"{folder}: the disk is full") from err
+        raise
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -41,7 +41,7 @@ _BAD_FILE = (
 
 
 # On a CPU a batch's activations should stay in its cache: MiniLM int8 with 2 threads answers short
-# texts 1.2 to 1.6 times faster with 384 tokens a batch than with 64 texts. A GPU wants more at once.
+# texts 1.2 to 1.6 times faster with 384 tokens a batch than with 64 texts. A GPU wants more.
 _LIMITS = {
     "cpu": BatchLimits(max_sequences=64, max_tokens=384),
     "cuda": BatchLimits(max_sequences=128, max_tokens=16384),

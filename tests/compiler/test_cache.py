@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -95,3 +97,29 @@ def test_a_full_disk_is_told_and_nothing_is_finished(cache: StageCache) -> None:
     with pytest.raises(StorageError, match="the disk is full"):
         cache.make("lower", "k", full, resume=False)
     assert cache.find("lower", "k") is None
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_no_finished_stage(tmp_path) -> None:
+    """On a real full disk, where torch and safetensors fail in errors of their own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        cache = StageCache(disk)
+        torch = pytest.importorskip("torch")
+        save_file = pytest.importorskip("safetensors.torch").save_file
+        big = torch.zeros(1 << 20)
+        for i, save in enumerate(
+            (
+                lambda folder: torch.save(big, folder / "a.pt"),
+                lambda folder: save_file({"x": big}, folder / "a.safetensors"),
+                lambda folder: (folder / "a").write_bytes(b"x" * (1 << 22)),
+            )
+        ):
+            with pytest.raises(StorageError, match="the disk is full"):
+                cache.make("pass", str(i), save, resume=False)
+            assert cache.find("pass", str(i)) is None
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
