@@ -77,7 +77,8 @@ class Context:
     task: Task | None = None
     text: TextLimits | None = None
     training: dict[str, Any] = field(default_factory=dict[str, Any])  # history, seconds, merge
-    model_dir: Path | None = None  # merged Hugging Face model
+    model_dir: Path | None = None  # Hugging Face model that targets lower
+    model_key: str = ""  # digest of what made it; whoever sets model_dir sets this
     tokenizer_dir: Path | None = None
     golden: list[Text] = field(default_factory=list[Text])
     reference: NDArray[np.float32] | None = None  # (N, C) or (N, H), of the evaluation texts

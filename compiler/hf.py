@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,7 @@ REFERENCE_BATCH = 32
 def require_compile_extra() -> None:
     """Raise MissingExtra unless torch and transformers can be imported; then silence them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    for package in ("torch", "transformers", "peft", "accelerate"):
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError as err:
-            raise MissingExtra(package, "compile") from err
+    versions("torch", "transformers", "peft", "accelerate")
     from transformers.utils import logging
 
     # transformers warns itself of its own coming changes; nothing a user of edgelm can act on
@@ -40,9 +36,21 @@ def require_compile_extra() -> None:
     logging.disable_progress_bar()
 
 
+STAND_INS = {"onnxruntime": ("onnxruntime-gpu",)}  # other packages that bring the same module
+
+
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions, for stage keys and provenance."""
-    return {p: importlib.metadata.version(p) for p in packages}
+    """Installed versions, for stage keys and provenance. Raises MissingExtra."""
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    for name in (package, *STAND_INS.get(package, ())):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise MissingExtra(package, "gguf" if package == "llama-cpp-python" else "compile")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -58,37 +66,59 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder}: it has no fast tokenizer (tokenizer.json)",
             hint="convert it once: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
+    tokenizer.truncation_side = tokenizer.padding_side = "right"  # as the runtime does it
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token")
     return tokenizer
 
 
-def load_model(folder: Path, task: Task, *, new_head: bool, trust_remote_code: bool) -> Any:
-    """The model in float32, in eval mode. `new_head` lets a missing or unfitting head be made."""
+def load_model(folder: Path, task: Task, *, new_head: bool) -> Any:
+    """The model in float32, in eval mode. `new_head` lets a missing or unfitting head be made.
+
+    Raises ModelError, also when weights are missing that transformers would fill at random."""
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    options: dict[str, Any] = dict(use_safetensors=True, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = dict(
+        use_safetensors=True, trust_remote_code=False, dtype="float32", output_loading_info=True
+    )
     try:
         if task.kind == "feature-extraction":
-            model = AutoModel.from_pretrained(folder, dtype="float32", **options)
+            model, found = AutoModel.from_pretrained(folder, **options)
         else:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {label: i for i, label in enumerate(task.labels)}
             if task.problem == "single_label":
                 config.problem_type = "single_label_classification"
             else:
                 config.problem_type = "multi_label_classification"
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                config=config,
-                dtype="float32",
-                ignore_mismatched_sizes=new_head,
-                **options,
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, ignore_mismatched_sizes=new_head, **options
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as err:
         raise ModelError(f"{folder}: the model cannot be loaded: {err}") from err
+    _check_found(folder, task, model, found["missing_keys"], new_head)
     return model.eval()
+
+
+def _check_found(
+    folder: Path, task: Task, model: Any, missing_keys: Iterable[str], new_head: bool
+) -> None:
+    """Raise ModelError for weights that are not in the files, but may not be made at random."""
+    body = f"{model.base_model_prefix}."
+    free_pooler = new_head or task.kind == "feature-extraction"  # embeddings do not use it
+    missing = sorted(
+        key
+        for key in missing_keys
+        if not (free_pooler and "pooler" in key.split("."))
+        and not (new_head and not key.startswith(body))
+    )
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} of the model's weights are not in its files, "
+            f"{missing[0]} is the first",
+            hint="is config.json's `architectures` the class that the weights were saved from?",
+        )
 
 
 def uses_type_ids(tokenizer: Any, config: Any) -> bool:

@@ -10,6 +10,7 @@ NASTY = (
     "e\u0301 combining a\u0308\u0323 marks, Zalgo Z\u0351\u036b",
     "control \x00\x01\x1b\t\n\r chars",
     "word " * 400,
+    " ".join(str(i) for i in range(400)),  # truncated on the wrong side, it is seen
     "[CLS] [SEP] [MASK] <s> </s> <mask> <|endoftext|>",
     "ﬁ ligature ％ full-width Ａ ½ ™",
     "\u200bzero\u200dwidth\ufeff and \u00a0 nbsp \u3000",

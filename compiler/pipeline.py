@@ -12,14 +12,15 @@ from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.finetune import Finetune
+from edgelm.compiler.passes.gate import Gate
 from edgelm.compiler.passes.intake import Intake
-from edgelm.compiler.passes.lower import Lower
+from edgelm.compiler.passes.lower import Lower, check_target
 from edgelm.compiler.passes.measure import Measure
 from edgelm.compiler.passes.merge import Merge
 from edgelm.compiler.passes.pack import SUFFIX, Pack, check_output
 from edgelm.compiler.passes.prepare import Prepare
 from edgelm.compiler.passes.reference import Reference
-from edgelm.compiler.passes.verify import Verify, require_verified
+from edgelm.compiler.passes.verify import Verify
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import Manifest
 from edgelm.runtime.progress import Progress
@@ -46,6 +47,8 @@ def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
     VerificationError when a variant is over its limits; then nothing is written.
     """
     require_compile_extra()
+    for spec in recipe.targets:
+        check_target(recipe, spec)
     output = output_path(recipe)
     check_output(output)
     context = Context(recipe, StageCache(cache_root(recipe)), progress or Progress("quiet"))
@@ -81,24 +84,12 @@ def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
     ]
 
 
-class Gate(Pass):
-    """Stops the compile when a variant is over its limits."""
-
-    name = "gate"
-
-    def inputs(self, context: Context) -> None:
-        return None
-
-    def load(self, context: Context, folder: Path) -> None:
-        require_verified(context)
-
-
 def output_path(recipe: Recipe) -> Path:
     """Where the bundle goes."""
     if recipe.output:
-        return Path(recipe.output).expanduser()
-    stem = recipe.name or Path(recipe.model.removeprefix("pkg:")).name
-    return Path(f"{stem}{SUFFIX}")
+        return Path(recipe.output).expanduser().resolve()  # a link stays, what it names is replaced
+    stem = recipe.name or Path(recipe.model.removeprefix("pkg:")).resolve().name
+    return Path(f"{stem}{SUFFIX}").resolve()
 
 
 def cache_root(recipe: Recipe) -> Path:

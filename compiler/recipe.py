@@ -180,10 +180,6 @@ class Recipe:
     version: str = option("1.0.0", "Version of the bundle.", flag="--bundle-version")
     release: int = option(1, "Release counter, which only ever grows.", flag="--release")
     revision: str | None = option(None, "Revision of a hub model.", flag="--revision")
-    trust_remote_code: bool = option(
-        False, "Let a model run Python code of its own. Never on by itself.",
-        flag="--trust-remote-code",
-    )  # fmt: skip
     max_tokens: int = option(
         128, "Longer texts are truncated to this many tokens.", flag="--max-tokens"
     )
@@ -348,6 +344,7 @@ def _check(recipe: Recipe) -> None:
             )  # fmt: skip
     d, t, lo, q = recipe.data, recipe.train, recipe.lora, recipe.quantize
     rule(4 <= recipe.max_tokens <= 65536, "max_tokens", recipe.max_tokens, "must be 4 to 65536")
+    rule(0 <= recipe.seed < 2**32, "seed", recipe.seed, "must be 0 to 4294967295")
     rule(recipe.release >= 1, "release", recipe.release, "must be at least 1")
     rule(recipe.threads is None or recipe.threads >= 1, "threads", recipe.threads, "must be >= 1")
     rule(0 < recipe.threshold < 1, "threshold", recipe.threshold, "must lie between 0 and 1")
@@ -359,6 +356,7 @@ def _check(recipe: Recipe) -> None:
         t.learning_rate, "must lie between 0 and 1",
     )  # fmt: skip
     rule(0 <= t.warmup < 1, "train.warmup", t.warmup, "must be 0 or more and under 1")
+    rule(0 <= t.weight_decay < math.inf, "train.weight_decay", t.weight_decay, "must be 0 or more")
     rule(t.early_stop >= 0, "train.early_stop", t.early_stop, "must be 0 or more")
     rule(lo.rank >= 1, "lora.rank", lo.rank, "must be at least 1")
     rule(lo.alpha is None or lo.alpha >= 1, "lora.alpha", lo.alpha, "must be at least 1")

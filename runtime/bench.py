@@ -1,7 +1,7 @@
 """Latency, throughput and memory of a variant, measured in a process of its own.
 
-`measure_variant` starts `python -m edgelm.runtime.bench`, so that what is measured is the thin
-runtime alone, whatever the caller has loaded.
+`measure_variant` starts Python with `main` below, so that what is measured is the thin runtime
+alone, whatever the caller has loaded.
 """
 
 from __future__ import annotations
@@ -13,16 +13,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgelm.runtime.errors import EdgelmError, TargetUnavailable, UsageError
+from edgelm.runtime import errors
+from edgelm.runtime.errors import EdgelmError, MissingExtra, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.model import load
 from edgelm.runtime.schema import decode, encode
 from edgelm.runtime.tokenizer import Text
 
 MAX_TEXTS = 4096
+
+# Not `python -m`, which puts the current folder first on the path: a json.py there would be run.
+# edgelm's own place comes last, for a caller who found it in a way the child does not know.
+_CHILD = """\
+import sys
+if sys.path[:1] == [""]:
+    sys.path.pop(0)
+sys.path.append(sys.argv[1])
+from edgelm.runtime.bench import main
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -46,23 +59,43 @@ def measure_variant(
     device: str = "auto",
     seconds: float = 3.0,
 ) -> Measured:
-    """Measure one variant. Raises UsageError; TargetUnavailable when its engine fails."""
+    """Measure one variant. Raises what `load` does, UsageError; TargetUnavailable for a crash."""
+    if not texts:
+        raise UsageError("there are no texts to measure with", hint="give some, as with --data")
     plain: list[str | list[str]] = [list(t) if isinstance(t, tuple) else t for t in texts]
     request = BenchRequest(
         str(bundle.resolve()), variant, plain[:MAX_TEXTS], threads, device, seconds
     )
     done = subprocess.run(
-        [sys.executable, "-m", "edgelm.runtime.bench"],
+        [sys.executable, "-c", _CHILD, str(Path(__file__).resolve().parents[2])],
         input=json.dumps(encode(request)).encode(),
         capture_output=True,
         check=False,
     )
-    if done.returncode != 0:
+    found = _last_object(done.stdout)
+    if "error" in found:
+        raise _as_raised(found)
+    if done.returncode != 0 or not found:
         said = (done.stderr.decode(errors="replace").strip().splitlines() or ["killed"])[-1]
-        if done.returncode == UsageError.exit_code:
-            raise UsageError(said)
         raise TargetUnavailable(f"{variant}: its engine failed while it was measured: {said}")
-    return decode(Measured, json.loads(done.stdout))
+    return decode(Measured, found)
+
+
+def _last_object(stdout: bytes) -> dict[str, Any]:
+    """The JSON object of the last line, as an engine may print lines of its own; {} if none."""
+    try:
+        found = json.loads((stdout.splitlines() or [b""])[-1])
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _as_raised(found: dict[str, Any]) -> EdgelmError:
+    """The error that the child wrote."""
+    kind: type[EdgelmError] = getattr(errors, str(found["error"]), EdgelmError)
+    if kind is MissingExtra:  # makes its message itself
+        kind = TargetUnavailable
+    return kind(found["message"], hint=found["hint"])
 
 
 def measure(request: BenchRequest) -> Measured:
@@ -121,14 +154,11 @@ def peak_memory_bytes() -> int | None:
 
 
 def main() -> None:
-    """The measuring process: a request on stdin, figures on stdout."""
+    """The measuring process: a request on stdin; figures, or an error, on stdout's last line."""
     try:
         result = measure(decode(BenchRequest, json.load(sys.stdin)))
     except EdgelmError as err:
-        sys.stderr.write(f"{err}\n")
+        said = {"error": type(err).__name__, "message": err.message, "hint": err.hint}
+        sys.stdout.write(f"\n{json.dumps(said)}\n")
         sys.exit(err.exit_code)
-    sys.stdout.write(json.dumps(encode(result)))
-
-
-if __name__ == "__main__":
-    main()
+    sys.stdout.write(f"\n{json.dumps(encode(result))}\n")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from edgelm.runtime.errors import UsageError
+
 if TYPE_CHECKING:  # the command line reads DEVICES without loading numpy
     import numpy as np
     from numpy.typing import NDArray
@@ -44,10 +46,14 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to open an engine. `threads` None means one per physical core."""
+    """How to open an engine. `threads` None means all cores the process may use."""
 
     device: Device = "auto"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads: {self.threads!r} must be at least 1")
 
 
 class Session(Protocol):

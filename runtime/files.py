@@ -36,6 +36,10 @@ def storage_errors(path: object) -> Iterator[None]:
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "no permission to write",
             errno.EPERM: "no permission to write",
+            errno.EEXIST: "a part of the path is a file",
+            errno.EISDIR: "it is a directory",
+            errno.ENOTEMPTY: "another program changed the directory at the same time",
+            errno.ENAMETOOLONG: "the name is too long",
             errno.ENOTDIR: "a part of the path is not a directory",
         }
         if err.errno not in reasons:
@@ -102,6 +106,8 @@ def replace_tree(staged: Path, final: Path) -> None:
     with storage_errors(final):
         if old.exists() and not final.exists():
             old.rename(final)
+        if old.is_symlink():
+            old.unlink()
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)

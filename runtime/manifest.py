@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ FORMAT = 1
 FILE_NAME = "edgelm.json"
 MAX_SIZE_BYTES = 16 * 2**20
 MAX_DEPTH = 32
+TOKENIZER_FILE = "tokenizer/tokenizer.json"
+_VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 TaskKind = Literal["text-classification", "feature-extraction"]
 Problem = Literal["single_label", "multi_label"]
@@ -214,6 +217,15 @@ def _check(manifest: Manifest, path: Path) -> None:
     names = [v.name for v in manifest.variants]
     if not names or len(set(names)) != len(names):
         raise BundleError(f"{path}: it needs at least one variant, each with a name of its own")
+    for variant in manifest.variants:
+        if not _VARIANT_NAME.fullmatch(variant.name):
+            raise BundleError(f"{path}: {variant.name!r} is not an allowed variant name")
+        widths = {len(row) for row in variant.golden}
+        if len(widths) > 1 or len(variant.golden) not in (0, len(manifest.golden)):
+            raise BundleError(
+                f"{path}: {variant.name}: golden: one row is needed for each golden text, all of "
+                "one length"
+            )
     task, text = manifest.task, manifest.text
     if not 4 <= text.max_tokens <= 65536 or not 0 <= text.pad_id < 2**31:
         raise BundleError(f"{path}: text: {text.max_tokens} tokens, padded with {text.pad_id}")
@@ -232,3 +244,5 @@ def _check(manifest: Manifest, path: Path) -> None:
         if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
             raise BundleError(f"{path}: {entry.path}: {entry.sha256!r} is not a sha256 digest")
         seen.add(entry.path)
+    if TOKENIZER_FILE not in {entry.path for entry in manifest.files}:
+        raise BundleError(f"{path}: files: it lists no {TOKENIZER_FILE}")

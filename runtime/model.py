@@ -11,6 +11,7 @@ from typing import Literal, cast, overload
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
 from edgelm.runtime.engine import DEVICES, Device, EngineOptions
 from edgelm.runtime.errors import InputError, UsageError
+from edgelm.runtime.floors import check_engine
 from edgelm.runtime.manifest import Manifest, Task, Variant
 from edgelm.runtime.predictions import Prediction, answers
 from edgelm.runtime.runner import Outputs, Runner
@@ -28,19 +29,19 @@ def load(
     """Open a bundle.
 
     variant: a variant's name (`onnx-int8`) or a target's (`gguf`); the fastest that runs here when
-    left out. device: auto, cpu or cuda. threads: of the engine; all cores when left out.
+    left out. device: auto, cpu or cuda. threads: of the engine; all cores the process may use when
+    left out.
 
     Raises BundleNotFound, BundleVersionError, TamperedError, BundleError, UnknownVariant,
     MissingExtra, TargetUnavailable, UsageError.
     """
     if device not in DEVICES:
         raise UsageError(f"device: {device!r} is none of {', '.join(DEVICES)}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads: {threads!r} must be at least 1")
+    options = EngineOptions(device, threads)
     bundle = Bundle(Path(path))
-    chosen = select_variant(bundle.manifest, variant, device, _unavailable)
+    chosen = select_variant(bundle.manifest, variant, device, unavailable)
     bundle.check_for(chosen)
-    return Model(bundle, chosen, EngineOptions(device, threads))
+    return Model(bundle, chosen, options)
 
 
 class Model:
@@ -51,6 +52,7 @@ class Model:
 
         self.manifest: Manifest = bundle.manifest
         self.variant = variant
+        check_engine(variant)
         tokenizer = Tokenizer(bundle.root / TOKENIZER_DIR, self.manifest.text)
         session = get_target(variant.target).open(bundle.root, variant, self.task, options)
         self._runner: Runner | None = Runner(tokenizer, session)
@@ -158,7 +160,8 @@ def _check_texts(texts: Sequence[object], pair: bool) -> None:
                 raise InputError(f"text {i}: holds a lone surrogate, which is no text") from err
 
 
-def _unavailable(target: str, device: Device) -> str | None:
+def unavailable(target: str, device: Device) -> str | None:
+    """Why a target cannot run here, which may be one this version does not know; else None."""
     from edgelm.targets import TARGETS, get_target
 
     if target not in TARGETS:

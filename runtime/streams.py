@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import queue
 import threading
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 from edgelm.runtime.columns import find_columns
 from edgelm.runtime.errors import DataError
+from edgelm.runtime.lines import MAX_LINE
 from edgelm.runtime.records import read_records
 from edgelm.runtime.tokenizer import Text
 
@@ -41,8 +43,18 @@ def file_rows(path: Path, *, pair: bool, text: str | None, second: str | None) -
 
 
 def line_rows(stream: BinaryIO, *, pair: bool) -> Iterator[Row]:
-    """One text a line; for pairs, a tab between the two. Raises DataError."""
-    for number, raw in enumerate(stream, 1):
+    """One text a line; for pairs, a tab between the two. A byte order mark is taken off.
+
+    Raises DataError, for a line over MAX_LINE too."""
+    number = 0
+    while raw := stream.readline(MAX_LINE + 1):
+        number += 1
+        if number == 1 and raw.startswith(codecs.BOM_UTF8):
+            raw = raw[len(codecs.BOM_UTF8) :]
+            if not raw:
+                return
+        if len(raw) > MAX_LINE:
+            raise DataError(f"the line is longer than {MAX_LINE} bytes", path="stdin", row=number)
         try:
             line = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as err:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from edgelm.compiler.context import Context, as_text, truth_matrix
 from edgelm.compiler.data import Dataset
 from edgelm.compiler.hf import load_model, load_tokenizer, seed_everything, torch_threads, versions
+from edgelm.compiler.machine import cpu_has
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.prepare import is_trained
 from edgelm.compiler.recipe import Recipe
@@ -43,12 +45,13 @@ class Finetune(Pass):
         return {
             "model": context.source.digest,
             "data": context.data.digest(),
-            "task": encode(context.task),
+            "task": encode(replace(context.task, threshold=0.5)),  # no matter for training
             "text": encode(context.text),
             "train": encode(recipe.train),
             "lora": encode(recipe.lora) if method(recipe) == "lora" else None,
             "seed": recipe.seed,
-            "versions": versions("torch", "transformers", "peft"),
+            "precision": "bf16" if _bf16(recipe) else "fp32",
+            "versions": versions("torch", "transformers", "peft", "accelerate"),
         }
 
     def run(self, context: Context, folder: Path) -> None:
@@ -56,9 +59,7 @@ class Finetune(Pass):
         recipe, task = context.recipe, context.task
         seed_everything(recipe.seed)
         tokenizer = load_tokenizer(context.source.folder)
-        model = load_model(
-            context.source.folder, task, new_head=True, trust_remote_code=recipe.trust_remote_code
-        )
+        model = load_model(context.source.folder, task, new_head=True)
         if method(recipe) == "lora":
             model = add_adapters(model, recipe)
         started = time.monotonic()
@@ -264,14 +265,7 @@ def _bf16(recipe: Recipe) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     capability = torch.backends.cpu.get_cpu_capability()
-    return capability in ("AVX512", "AVX512_BF16", "AMX") and _cpu_flag("avx512_bf16")
-
-
-def _cpu_flag(flag: str) -> bool:
-    try:
-        return f" {flag}" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux: no way to know, so the safe answer
-        return False
+    return capability in ("AVX512", "AVX512_BF16", "AMX") and cpu_has("avx512_bf16")
 
 
 def _last_checkpoint(folder: Path) -> str | None:

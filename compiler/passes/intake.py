@@ -31,7 +31,7 @@ class Intake(Pass):
 
     def load(self, context: Context, folder: Path) -> None:
         recipe = context.recipe
-        context.source = read_source(find_model(recipe), recipe.trust_remote_code)
+        context.source = read_source(find_model(recipe))
 
 
 def find_model(recipe: Recipe) -> Path:
@@ -49,13 +49,14 @@ def find_model(recipe: Recipe) -> Path:
     return _from_hub(name, recipe.revision)
 
 
-def read_source(folder: Path, trust_remote_code: bool) -> Source:
+def read_source(folder: Path) -> Source:
     """Check the directory's files and read its configuration. Raises ModelError."""
     config = _read_json(folder / "config.json")
-    if "auto_map" in config and not trust_remote_code:
+    if "auto_map" in config:
         raise ModelError(
             f"{folder}/config.json: `auto_map`: the model wants to run Python code of its own",
-            hint="read that code; if you trust it, compile with --trust-remote-code",
+            hint="edgelm runs no code of models: if transformers knows this architecture itself, "
+            "remove `auto_map` from config.json",
         )
     if "_attn_implementation_internal" in config:
         raise ModelError(

@@ -12,16 +12,37 @@ import numpy as np
 from edgelm.compiler.context import Context, VariantState, as_text
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.recipe import split_target
+from edgelm.compiler.recipe import Recipe, split_target
 from edgelm.runtime.engine import BatchLimits, TokenBatch
-from edgelm.runtime.errors import RecipeError
+from edgelm.runtime.errors import RecipeError, TargetUnavailable
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import decode, encode
 from edgelm.runtime.tokenizer import Text, Tokenizer
 from edgelm.targets import get_target
 from edgelm.targets.base import Lowered, LowerRequest, Quantization
 
+STATIC = "int8-static"  # the precision that needs calibration texts
 CALIBRATION_LIMITS = BatchLimits(max_sequences=16, max_tokens=2048)
+
+
+def check_target(recipe: Recipe, spec: str) -> None:
+    """Refuse, before any work, what would fail after the training.
+
+    Raises RecipeError, TargetUnavailable, MissingExtra."""
+    name, precision = split_target(spec)
+    target = get_target(name)
+    versions(*target.lower_packages)
+    reason = target.available()
+    if reason is not None:
+        raise TargetUnavailable(f"{spec} cannot be verified here: {reason}")
+    if recipe.task not in target.capabilities().tasks:
+        raise RecipeError(f"targets: {name} cannot do {recipe.task}")
+    if precision == STATIC and recipe.data.train is None:
+        raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
+
+
+NO_CALIBRATION = "int8-static needs training data to calibrate with"
+CALIBRATION_HINT = "name it with --train FILE (with --no-train it is used for calibration alone)"
 
 
 class Lower(Pass):
@@ -34,14 +55,14 @@ class Lower(Pass):
 
     def inputs(self, context: Context) -> dict[str, Any]:
         recipe = context.recipe
-        capable = get_target(self.target).capabilities().tasks
-        if recipe.task not in capable:
-            raise RecipeError(f"targets: {self.target} cannot do {recipe.task}")
-        calibrates = self.precision == "int8-static"
+        calibrates = self.precision == STATIC
+        quantize = encode(recipe.quantize)
+        if not calibrates:
+            quantize = {"device": quantize["device"]}
         return {
-            "merge": context.digests["merge"],
+            "model": context.model_key,
             "precision": self.precision,
-            "quantize": encode(recipe.quantize),
+            "quantize": quantize,
             "calibration": [context.digests["reference"], recipe.seed] if calibrates else None,
             "packages": versions(*get_target(self.target).lower_packages),
         }
@@ -83,10 +104,7 @@ def calibration_batches(context: Context) -> Iterable[TokenBatch]:
     assert context.data and context.text and context.tokenizer_dir
     texts: list[Text] = [as_text(e) for e in context.data.train]
     if not texts:
-        raise RecipeError(
-            "int8-static needs training data to calibrate with",
-            hint="name it with --train FILE (with --no-train it is used for calibration alone)",
-        )
+        raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
     rng = np.random.default_rng(context.recipe.seed)
     n = min(len(texts), context.recipe.quantize.calibration_texts)
     chosen = [texts[i] for i in sorted(rng.choice(len(texts), n, replace=False))]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from edgelm.compiler.context import Context, eval_texts
+from edgelm.compiler.machine import machine_id
 from edgelm.compiler.packing import build_manifest, write_bundle
 from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.verify import DEVICE
 from edgelm.runtime.bench import measure_variant
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.schema import decode, encode
@@ -31,7 +31,7 @@ class Measure(Pass):
         return {
             "verify": context.digests[f"verify {self.variant}"],
             "threads": context.recipe.threads,
-            "machine": [platform.machine(), platform.processor(), os.cpu_count()],
+            "machine": machine_id(),
         }
 
     def run(self, context: Context, folder: Path) -> None:
@@ -44,6 +44,7 @@ class Measure(Pass):
                 self.variant,
                 eval_texts(context)[:MAX_TEXTS],
                 threads=context.recipe.threads,
+                device=DEVICE,
                 seconds=SECONDS,
             )
         (folder / "measured.json").write_text(json.dumps(encode(measured)), encoding="utf-8")

@@ -50,9 +50,7 @@ class Merge(Pass):
         if trained is not None and method(recipe) == "full":
             start = trained / "full"
         new_head = trained is not None and method(recipe) == "lora"
-        model = load_model(
-            start, task, new_head=new_head, trust_remote_code=recipe.trust_remote_code
-        )
+        model = load_model(start, task, new_head=new_head)
         probes = eval_texts(context)[:PROBES]
 
         def logits(of: Any) -> Any:
@@ -68,7 +66,7 @@ class Merge(Pass):
             before = logits(model)
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        reloaded = load_model(folder / "model", task, new_head=False, trust_remote_code=False)
+        reloaded = load_model(folder / "model", task, new_head=False)
         after = logits(reloaded)
         result = {
             "max_abs_diff": float(np.abs(after - before).max()),
@@ -85,8 +83,7 @@ class Merge(Pass):
 
     def load(self, context: Context, folder: Path) -> None:
         context.model_dir = folder / "model"
+        context.model_key = context.digests[self.name]
         merged = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
         context.training["merge"] = merged
-        assert (context.model_dir / "model.safetensors").is_file() or list(
-            context.model_dir.glob("*.safetensors")
-        )
+        assert list(context.model_dir.glob("*.safetensors"))

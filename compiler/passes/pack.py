@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import tempfile
 from dataclasses import replace
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgelm import __version__
+from edgelm.compiler.cache import digest
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import versions
 from edgelm.compiler.packing import build_manifest, write_bundle
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.verify import require_verified
 from edgelm.compiler.recipe import dump_recipe
 from edgelm.compiler.report import render_card, render_report, report_data
 from edgelm.runtime.bundle import Bundle
@@ -34,7 +35,7 @@ class Pack(Pass):
         self.manifest: Manifest | None = None
 
     def inputs(self, context: Context) -> None:
-        require_verified(context)
+        assert context.variants and not any(v.failures for v in context.variants.values())
 
     def load(self, context: Context, folder: Path) -> None:
         name = context.recipe.name or self.output.name.removesuffix(SUFFIX)
@@ -49,11 +50,12 @@ class Pack(Pass):
             "report.html": render_report(data),
             "card.md": render_card(data),
         }
-        with storage_errors(self.output):
+        prefix = f".{self.output.name}.new-"
+        with storage_errors(self.output), output_lock(context.cache.root, self.output):
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            staged = Path(
-                tempfile.mkdtemp(dir=self.output.parent, prefix=f".{self.output.name}.new-")
-            )
+            for left in self.output.parent.glob(f"{glob.escape(prefix)}*"):  # by a killed compile
+                shutil.rmtree(left, ignore_errors=True)
+            staged = Path(tempfile.mkdtemp(dir=self.output.parent, prefix=prefix))
             try:
                 staged.chmod(0o755)
                 self.manifest = write_bundle(context, manifest, staged, extra)
@@ -64,15 +66,27 @@ class Pack(Pass):
                 shutil.rmtree(staged, ignore_errors=True)
 
 
+def output_lock(cache_root: Path, output: Path) -> Any:
+    """Held while `output` is replaced, so that two compiles to one output take turns."""
+    from filelock import FileLock
+
+    folder = cache_root / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{digest(str(output))}.lock")
+
+
 def check_output(output: Path) -> None:
     """Refuse, before any work, an output that cannot become a bundle. Raises StorageError."""
-    if not output.exists() or (output / FILE_NAME).is_file():
-        return
-    if not output.is_dir() or any(output.iterdir()):
-        raise StorageError(
-            f"{output}: exists and is no bundle, so it is not replaced",
-            hint="choose another name with --output",
-        )
+    with storage_errors(output):
+        is_bundle = (output / FILE_NAME).is_file()
+        is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+        if not is_bundle and not is_free:
+            raise StorageError(
+                f"{output}: exists and is no bundle, so it is not replaced",
+                hint="choose another name with --output",
+            )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=output.parent).cleanup()  # can it be written to?
 
 
 def _provenance(context: Context) -> dict[str, Any]:

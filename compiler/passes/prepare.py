@@ -12,11 +12,13 @@ from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.errors import ModelError, RecipeError
 from edgelm.runtime.manifest import Task, TextLimits
 
+FEW_TEXTS = 30  # with fewer, one differing text is over 3 points
+
 
 class Prepare(Pass):
     """Sets context.data, context.task and context.text."""
 
-    name = "data"
+    name = "prepare"
 
     def inputs(self, context: Context) -> None:
         assert context.source is not None
@@ -35,6 +37,9 @@ class Prepare(Pass):
             context.note(note)
         context.task = _task(recipe, source, data)
         context.text = _text_limits(context, source)
+        n = len(data.eval)
+        if n < FEW_TEXTS:
+            context.note(f"{n} evaluation texts are few: what is verified on them says little")
 
 
 def is_trained(recipe: Recipe) -> bool:
@@ -91,9 +96,7 @@ def _text_limits(context: Context, source: Source) -> TextLimits:
 
     tokenizer = load_tokenizer(source.folder)
     try:
-        config = AutoConfig.from_pretrained(
-            source.folder, trust_remote_code=context.recipe.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise ModelError(f"{source.folder}: its config cannot be loaded: {err}") from err
     wanted = context.recipe.max_tokens

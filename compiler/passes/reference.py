@@ -38,7 +38,7 @@ class Reference(Pass):
     def inputs(self, context: Context) -> dict[str, Any]:
         assert context.model_dir and context.data
         return {
-            "merge": context.digests["merge"],
+            "model": context.model_key,
             "data": context.data.digest(),
             "versions": versions("torch", "transformers", "tokenizers"),
         }
@@ -51,7 +51,7 @@ class Reference(Pass):
         texts = eval_texts(context)
         nasty: list[Text] = [(t, t[::-1]) for t in NASTY] if context.task.pair else list(NASTY)
         check_token_ids(tokenizer, Tokenizer(folder / "tokenizer", context.text), texts + nasty)
-        model = load_model(context.model_dir, context.task, new_head=False, trust_remote_code=False)
+        model = load_model(context.model_dir, context.task, new_head=False)
         with torch_threads(context.recipe.threads):
             outputs = reference_outputs(
                 model,
@@ -62,7 +62,7 @@ class Reference(Pass):
                 context.progress.advance,
             )
         np.save(folder / "outputs.npy", outputs)
-        golden = [*_spread(texts, N_GOLDEN - 2), nasty[3], nasty[8]]
+        golden = [*_spread(texts, N_GOLDEN - 2), nasty[3], nasty[5]]
         (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
 
     def load(self, context: Context, folder: Path) -> None:

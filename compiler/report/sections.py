@@ -183,7 +183,9 @@ def provenance(data: ReportData) -> Section:
     facts = [("bundle format", str(manifest.format)), ("release", str(manifest.release))]
     facts += _flat(manifest.provenance)
     for v in manifest.variants:
-        floors = ", ".join(f"{name} ≥ {version}" for name, version in sorted(v.engine.items()))
+        floors = ", ".join(
+            f"{name} ≥ {version.removeprefix('>=')}" for name, version in sorted(v.engine.items())
+        )
         facts += [(f"{v.name} runs on", floors)] if floors else []
     files = [f for v in manifest.variants for f in v.files]
     rows = tuple(row(f.path, f.sha256, count(f.size_bytes)) for f in files)

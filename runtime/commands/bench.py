@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgelm.runtime.engine import DEVICES
+from edgelm.runtime.engine import DEVICES, Device
 
 
 @click.command(name="bench")
@@ -25,7 +25,7 @@ def command(
     variant: str | None,
     data: Path | None,
     text_column: str | None,
-    device: str,
+    device: Device,
     threads: int | None,
     seconds: float,
     as_json: bool,
@@ -37,9 +37,9 @@ def command(
     from edgelm.runtime.bench import measure_variant
     from edgelm.runtime.errors import UnknownVariant
     from edgelm.runtime.manifest import Measured, read_manifest
+    from edgelm.runtime.model import unavailable
     from edgelm.runtime.streams import file_rows
     from edgelm.runtime.table import variants_table
-    from edgelm.targets import get_target
 
     manifest = read_manifest(bundle)
     chosen = [v for v in manifest.variants if variant in (None, v.name, v.target)]
@@ -52,7 +52,7 @@ def command(
         texts = [g.text if g.pair is None else (g.text, g.pair) for g in manifest.golden]
     figures: dict[str, Measured] = {}
     for v in chosen:
-        reason = get_target(v.target).available()
+        reason = unavailable(v.target, device)
         if reason is not None and variant is None:
             click.echo(f"{v.name}: skipped: {reason}", err=True)
             continue

@@ -37,13 +37,12 @@ def command(
     """Score BUNDLE's variants on labelled data."""
     from edgelm.runtime.evaluate import Evaluation, evaluate
     from edgelm.runtime.manifest import read_manifest
-    from edgelm.runtime.model import load
+    from edgelm.runtime.model import load, unavailable
     from edgelm.runtime.table import format_table, number
-    from edgelm.targets import get_target
 
     names: list[str] = [variant] if variant else []
     for v in read_manifest(bundle).variants if not variant else ():
-        reason = get_target(v.target).available()
+        reason = unavailable(v.target, device)
         if reason is None:
             names.append(v.name)
         else:

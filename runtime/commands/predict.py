@@ -72,6 +72,12 @@ def command(
 
 
 def _stdin() -> BinaryIO:
+    from edgelm.runtime.errors import UsageError
+
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] closed, or pythonw
+        raise UsageError("there are no texts: stdin is closed", hint="give texts, or --file")
+    if sys.stdin.isatty():
+        click.echo("waiting for texts, one a line; Ctrl-D (Windows: Ctrl-Z) ends them", err=True)
     # sys.stdin is closed when Python ends, and that aborts while a thread still waits for a line
     try:
         return os.fdopen(sys.stdin.fileno(), "rb", closefd=False)

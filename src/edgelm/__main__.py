@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -46,6 +47,11 @@ class LazyGroup(click.Group):
             if err.errno == errno.ENOSPC and err.filename is None:
                 _drop_output()
                 raise StorageError("the output cannot be written: the disk is full") from err
+            if err.filename is not None:
+                raise StorageError(
+                    f"{err.filename}: {err.strerror or err}",
+                    hint="look at this path: its name, its permissions, the room on its disk",
+                ) from err
             raise
 
     def resolve_command(
@@ -69,6 +75,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake ends in `error:` and `hint:`, never in a traceback."""
+    _speak_utf8()
     try:
         cli(prog_name="edgelm", standalone_mode=False)
     except click.ClickException as err:
@@ -90,8 +97,19 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _speak_utf8() -> None:
+    """Answers are UTF-8 whatever the locale says: a pipe of cp1252 has no letters for most labels.
+
+    What UTF-8 cannot hold, lone surrogates, becomes \\udc80, which JSON reads back."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+
+
 def _interrupted() -> None:
-    click.echo("interrupted: nothing is lost, the same command goes on from here", err=True)
+    goes_on = ": nothing is lost, the same command goes on from here"
+    click.echo("interrupted" + (goes_on if sys.argv[1:2] == ["compile"] else ""), err=True)
     sys.exit(130)
 
 

@@ -22,8 +22,9 @@ class GgufTarget:
         devices: tuple[str, ...] = ("cpu",)
         if self.available() is None:
             from edgelm.targets.gguf import bindings
+            from edgelm.targets.gguf.engine import has_cuda
 
-            if bindings.load().llama_supports_gpu_offload():
+            if has_cuda(bindings.load()):
                 devices = ("cpu", "cuda")
         return Capabilities(("text-classification", "feature-extraction"), PRECISIONS, devices)
 

@@ -242,11 +242,19 @@ def _file(variant: Variant, ending: str) -> str:
     return found[0]
 
 
+def has_cuda(library: Any) -> bool:
+    """Whether the library has a CUDA backend with a device; offload alone may mean Metal."""
+    offload = bool(library.llama_supports_gpu_offload())
+    return offload and b"CUDA" in library.llama_print_system_info()
+
+
 def _device(library: Any, options: EngineOptions) -> str:
-    has_gpu = bool(library.llama_supports_gpu_offload())
-    if options.device == "cuda" and not has_gpu:
+    """The CPU unless CUDA is asked for by name."""
+    if options.device != "cuda":
+        return "cpu"
+    if not has_cuda(library):
         raise TargetUnavailable(
             "llama.cpp was built without CUDA",
             hint='build it with it: CMAKE_ARGS="-DGGML_CUDA=on" pip install llama-cpp-python',
         )
-    return "cuda" if has_gpu and options.device != "cpu" else "cpu"
+    return "cuda"

@@ -14,7 +14,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgelm.runtime.errors import MissingExtra
+from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 
 if TYPE_CHECKING:
     from edgelm.runtime.engine import EngineOptions, Session
@@ -36,7 +36,7 @@ class OnnxTarget:
         from edgelm.targets.base import Capabilities
 
         devices = ("cpu",)
-        if _is_installed("onnxruntime"):
+        if _problem() is None:
             from edgelm.targets.onnx.engine import CUDA, providers
 
             devices = ("cpu", "cuda") if CUDA in providers() else devices
@@ -47,27 +47,45 @@ class OnnxTarget:
         )
 
     def available(self) -> str | None:
-        if _is_installed("onnxruntime"):
-            return None
-        missing = MissingExtra("onnxruntime", "onnx")
-        return f"{missing.message}; {missing.hint}"
+        """None when ONNX Runtime loads here, else the reason with the cure."""
+        problem = _problem()
+        return None if problem is None else f"{problem.message}; {problem.hint}"
 
     def open(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> Session:
-        if not _is_installed("onnxruntime"):
-            raise MissingExtra("onnxruntime", "onnx")
+        problem = _problem()
+        if problem is not None:
+            raise problem
         from edgelm.targets.onnx.engine import OnnxSession
 
         return OnnxSession(folder, variant, task, options)
 
     def lower(self, request: LowerRequest) -> Lowered:
-        if not _is_installed("onnxruntime"):
-            raise MissingExtra("onnxruntime", "onnx")
+        problem = _problem()
+        if problem is not None:
+            raise problem
         for package in _COMPILE_PACKAGES:
             if not _is_installed(package):
                 raise MissingExtra(package, "compile")
         from edgelm.targets.onnx.lower import lower
 
         return lower(request)
+
+
+def _problem() -> TargetUnavailable | None:
+    """Why ONNX Runtime cannot be used here."""
+    try:
+        if not _is_installed("onnxruntime"):
+            return MissingExtra("onnxruntime", "onnx")
+        import onnxruntime
+
+        onnxruntime.InferenceSession  # noqa: B018 a folder left by pip imports too
+    except (ImportError, OSError, AttributeError, ValueError) as err:
+        said = (str(err).splitlines() or [type(err).__name__])[0]
+        return TargetUnavailable(
+            f"onnxruntime cannot be loaded: {said}",
+            hint="reinstall it with: pip install --force-reinstall --no-deps onnxruntime",
+        )
+    return None
 
 
 def _is_installed(package: str) -> bool:

@@ -17,7 +17,7 @@ from onnxruntime.capi import (
 )
 
 from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
-from edgelm.runtime.errors import BundleError, TargetUnavailable
+from edgelm.runtime.errors import BundleError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import Task, Variant
 from edgelm.targets.onnx.feeds import feeds
 
@@ -26,8 +26,10 @@ CPU = "CPUExecutionProvider"
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 OUTPUTS = {"text-classification": "logits", "feature-extraction": "embedding"}
 
-# What ONNX Runtime raises on a file it cannot use; they share no base but RuntimeError/Exception.
-_BAD_FILE = (
+# What ONNX Runtime raises, of a file and while it runs; they share no base but Exception.
+_ORT_ERRORS = (
+    native.EngineError,
+    native.EPFail,
     native.Fail,
     native.InvalidArgument,
     native.InvalidGraph,
@@ -65,22 +67,35 @@ class OnnxSession:
             session = ort.InferenceSession(
                 path, sess_options=_session_options(options.threads), providers=chosen
             )
-        except _BAD_FILE as err:
+        except _ORT_ERRORS as err:
             raise BundleError(f"{path}: ONNX Runtime cannot read it: {_first_line(err)}") from err
         self._inputs = tuple(i.name for i in session.get_inputs())
         self._output = OUTPUTS[task.kind]
         unknown = set(self._inputs) - INPUTS
-        if unknown or self._output not in {o.name for o in session.get_outputs()}:
+        shapes = {o.name: o.shape for o in session.get_outputs()}
+        if unknown or self._output not in shapes:
             wrong = f"unknown inputs {sorted(unknown)}" if unknown else f"no output {self._output}"
             raise BundleError(f"{path}: not a file that edgelm wrote: {wrong}")
+        width = (shapes[self._output] or [None])[-1]  # a name where the file leaves it open
+        if task.labels and isinstance(width, int) and width != len(task.labels):
+            raise BundleError(f"{path}: {width} outputs for {len(task.labels)} labels")
         self._session: ort.InferenceSession | None = session
 
     def run(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Logits (B, C), or pooled vectors (B, H), not normalized."""
         session = self._session
         if session is None:
-            raise RuntimeError("the session is closed")
-        return session.run([self._output], feeds(self._inputs, batch))[0]  # type: ignore[return-value]
+            raise UsageError("the model was closed")
+        try:
+            return session.run([self._output], feeds(self._inputs, batch))[0]  # type: ignore[return-value]
+        except _ORT_ERRORS as err:
+            said = _first_line(err)
+            if "out of data bounds" in said or "out of range" in said:
+                raise BundleError(
+                    f"the model has no row for a token or a position: {said}",
+                    hint="the bundle's max_tokens or tokenizer is not this model's: compile it again",
+                ) from err
+            raise TargetUnavailable(f"ONNX Runtime failed: {said}") from err
 
     def close(self) -> None:
         self._session = None

@@ -12,7 +12,7 @@ from edgelm.targets.onnx.quantize import quantize_dynamic
 from edgelm.targets.onnx.static import quantize_static
 from edgelm.targets.onnx.store import store
 
-ENGINE = {"onnxruntime": ">=1.28.1"}
+ENGINE = {"onnxruntime": ">=1.22"}
 
 
 def lower(request: LowerRequest) -> Lowered:

@@ -31,12 +31,12 @@ def folder(tmp_path: Path) -> Path:
 
 def refused(folder: Path) -> ModelError:
     with pytest.raises(ModelError) as err:
-        read_source(folder, trust_remote_code=False)
+        read_source(folder)
     return err.value
 
 
 def test_what_is_read(folder: Path) -> None:
-    source = read_source(folder, trust_remote_code=False)
+    source = read_source(folder)
     assert (source.model_type, source.max_tokens) == ("bert", 64)
     assert (source.pooling, source.normalize) == (None, None)
 
@@ -47,7 +47,7 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
     assert "pytorch_model.bin, which can run code when loaded" in err.message
     assert "save_pretrained" in str(err.hint)
     (folder / "model.safetensors").write_bytes(b"")  # beside safe weights they are not looked at
-    read_source(folder, trust_remote_code=False)
+    read_source(folder)
 
 
 def test_no_weights(folder: Path) -> None:
@@ -59,15 +59,12 @@ def test_code_of_its_own(folder: Path) -> None:
     write_json(folder / "config.json", {**CONFIG, "auto_map": {"AutoModel": "evil.Evil"}})
     err = refused(folder)
     assert "`auto_map`" in err.message
-    assert "--trust-remote-code" in str(err.hint)
-    assert read_source(folder, trust_remote_code=True).model_type == "bert"
+    assert "runs no code" in str(err.hint)
 
 
-def test_an_attention_from_elsewhere_is_refused_even_when_trusted(folder: Path) -> None:
+def test_an_attention_from_elsewhere_is_refused(folder: Path) -> None:
     write_json(folder / "config.json", {**CONFIG, "_attn_implementation_internal": "a/b"})
     assert "_attn_implementation_internal" in refused(folder).message
-    with pytest.raises(ModelError):
-        read_source(folder, trust_remote_code=True)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +100,9 @@ CHANGES: list[tuple[Callable[[Path], Any], bool]] = [
 
 @pytest.mark.parametrize(("change", "decides"), CHANGES, ids=range(len(CHANGES)))
 def test_the_digest_is_of_the_files_that_decide(folder: Path, change, decides: bool) -> None:
-    before = read_source(folder, trust_remote_code=False).digest
+    before = read_source(folder).digest
     change(folder)
-    assert (read_source(folder, trust_remote_code=False).digest != before) is decides
+    assert (read_source(folder).digest != before) is decides
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,7 @@ def test_the_digest_is_of_the_files_that_decide(folder: Path, change, decides: b
 )
 def test_the_longest_text(folder: Path, name: str, data: object, tokens: int) -> None:
     write_json(folder / name, data)
-    assert read_source(folder, trust_remote_code=False).max_tokens == tokens
+    assert read_source(folder).max_tokens == tokens
 
 
 def sentence_transformers(folder: Path, pooling: dict[str, Any] | None, *others: str) -> None:
@@ -149,7 +146,7 @@ def sentence_transformers(folder: Path, pooling: dict[str, Any] | None, *others:
 )
 def test_sentence_transformers_files(folder: Path, pooling, others: list[str], found) -> None:
     sentence_transformers(folder, pooling, *others)
-    source = read_source(folder, trust_remote_code=False)
+    source = read_source(folder)
     assert (source.pooling, source.normalize) == found
 
 
