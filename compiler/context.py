@@ -66,7 +66,7 @@ class VariantState:
 
 @dataclass
 class Context:
-    """Filled by the passes, in their order; a pass asserts what it `requires`."""
+    """Filled by the passes, in their order; a pass asserts what it needs."""
 
     recipe: Recipe
     cache: StageCache

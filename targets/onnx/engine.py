@@ -93,7 +93,7 @@ class OnnxSession:
             if "out of data bounds" in said or "out of range" in said:
                 raise BundleError(
                     f"the model has no row for a token or a position: {said}",
-                    hint="the bundle's max_tokens or tokenizer is not this model's: compile it again",
+                    hint="the bundle's max_tokens or tokenizer does not fit its model",
                 ) from err
             raise TargetUnavailable(f"ONNX Runtime failed: {said}") from err
 

@@ -123,3 +123,19 @@ def test_embeddings_are_judged_by_cosine() -> None:
 
     assert found(0.99) == ()
     assert found(0.97) == ("mean cosine 0.97000 is under the limit 0.98000",)
+
+
+def test_a_stated_limit_has_no_slack_and_very_few_texts_have_none() -> None:
+    recipe = load_recipe(
+        None, {"model": "m", "targets": ["onnx:int8"], "verify.max_drop": 0.0, "verify.max_kl": 1.0}
+    )
+    stated = limits_for(recipe, "onnx", "int8")
+    few = Parity(20, 0.1, agreement=0.95, kl_divergence=0.0)
+    assert "accuracy" in judge(stated, few, accuracy=0.85)[0]
+    one = Parity(1, 0.1, agreement=0.0, kl_divergence=0.0)
+    assert len(judge(EIGHT_BITS, one, accuracy=0.0)) == 2
+
+
+def test_a_rank_correlation_has_no_slack() -> None:
+    parity = Parity(20, 0.1, min_cosine=1.0, mean_cosine=1.0)
+    assert failures(EMBED, EIGHT_BITS, parity, {"spearman": 0.85}, {"spearman": 0.9}) != ()

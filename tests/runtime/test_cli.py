@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -237,3 +238,18 @@ def test_version_and_help(run_cli) -> None:
     for command in ("compile", "init", "predict", "eval", "verify", "bench", "inspect", "targets"):
         assert command in text
         assert run_cli(command, "--help").code == 0
+
+
+def test_a_closed_stdin_is_an_error_and_a_terminal_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgelm.runtime.commands.predict import _stdin  # pyright: ignore[reportPrivateUsage]
+
+    terminal = io.TextIOWrapper(io.BytesIO(b"hi"))
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert _stdin().read() == b"hi"
+    assert capsys.readouterr().err.startswith("waiting for texts")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(edgelm.UsageError, match="stdin is closed"):
+        _stdin()

@@ -139,6 +139,11 @@ BAD = [
     (changed("task.labels", ["a", "a"]), "at least two are needed, each another"),
     (changed("task.threshold", 9), "task.threshold: 9.0"),
     (changed("variants", []), "at least one variant"),
+    *((changed("variants.0.name", n), "not an allowed variant name")
+      for n in ("", "A", "-a", "../x", "a b", "a\n")),
+    (changed("variants.0.golden", [[0.5, 1], [0.5]]), "onnx-fp32: golden"),
+    (changed("golden", []), "onnx-fp32: golden"),
+    (changed("files", []), "it lists no tokenizer/tokenizer.json"),
     (changed("variants", PLAIN["variants"] * 2), "a name of its own"),
     *((changed(FILES, [{"path": p, "sha256": DIGEST, "size_bytes": 1}]), "file name")
       for p in BAD_NAMES),

@@ -112,3 +112,13 @@ def test_files_give_pairs_and_their_row_numbers(tmp_path: Path) -> None:
     assert rows == [(2, ("one", "two"))]
     with pytest.raises(DataError, match="no column of second texts"):
         list(file_rows(path, pair=True, text="text", second=None))
+
+
+def test_a_byte_order_mark_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(line_rows(io.BytesIO(b"\xef\xbb\xbfhi\n\xef\xbb\xbfb"), pair=False)) == [
+        (1, "hi"),
+        (2, "\ufeffb"),
+    ]
+    monkeypatch.setattr("edgelm.runtime.streams.MAX_LINE", 4)
+    with pytest.raises(DataError, match="stdin, row 2: the line is longer than 4 bytes"):
+        list(line_rows(io.BytesIO(b"abc\nabcde"), pair=False))

@@ -20,10 +20,12 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from edgelm.runtime.engine import EngineOptions, TokenBatch
-from edgelm.runtime.errors import InputError, ModelError, UsageError
+from edgelm.runtime.errors import InputError, ModelError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
 from edgelm.targets.base import LowerRequest
 from edgelm.targets.gguf import TARGET
+from edgelm.targets.gguf.engine import _device as device_of
+from edgelm.targets.gguf.engine import has_cuda
 from edgelm.targets.gguf.precisions import PRECISIONS, QUANTIZED_FILE_TYPES
 
 LABELS = ("card_lost", "refund", "other")
@@ -279,3 +281,25 @@ def test_capabilities_name_every_precision():
     assert TARGET.available() is None and "cpu" in found.devices
     assert {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m"} <= set(found.precisions)
     assert set(QUANTIZED_FILE_TYPES) <= set(found.precisions)
+
+
+class Library:
+    """As much of llama.cpp's interface as tells of devices."""
+
+    def __init__(self, info: bytes) -> None:
+        self.info = info
+
+    def llama_supports_gpu_offload(self) -> bool:
+        return True
+
+    def llama_print_system_info(self) -> bytes:
+        return self.info
+
+
+def test_cuda_is_cuda_and_taken_when_asked_for():
+    cuda, metal = Library(b"CUDA : ARCHS = 900 | CPU : AVX = 1 | "), Library(b"MTL : EMBED = 1 | ")
+    assert has_cuda(cuda) and not has_cuda(metal)
+    assert device_of(cuda, EngineOptions("cuda")) == "cuda"
+    assert {device_of(x, EngineOptions()) for x in (cuda, metal)} == {"cpu"}
+    with pytest.raises(TargetUnavailable, match="without CUDA"):
+        device_of(metal, EngineOptions("cuda"))

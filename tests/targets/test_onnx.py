@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from onnx import numpy_helper
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from edgelm.runtime.engine import EngineOptions, TokenBatch
-from edgelm.runtime.errors import BundleError, ModelError, TargetUnavailable
+from edgelm.runtime.errors import BundleError, ModelError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
 from edgelm.targets import get_target
 from edgelm.targets.base import LowerRequest, Quantization
@@ -278,3 +280,26 @@ def test_attention_that_does_not_fit_is_exported_as_it_is(tmp_path, monkeypatch)
 def test_a_directory_without_a_model_is_a_model_error(tmp_path):
     with pytest.raises(ModelError):
         lower(tmp_path, tmp_path / "onnx")
+
+
+def test_a_session_says_what_it_cannot_do(bert, fp32):
+    session = open_(fp32)
+    ids = np.full((1, 600), 5, np.int32)
+    with pytest.raises(BundleError, match="a token or a position") as err:
+        session.run(TokenBatch(ids, np.array([600], np.int32), np.zeros_like(ids)))
+    assert "max_tokens" in str(err.value.hint)
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.run(bert[1])
+    with pytest.raises(BundleError, match="3 outputs for 2 labels"):
+        open_(fp32, Task("text-classification", ("a", "b")))
+    with pytest.raises(UsageError, match="threads: 0"):
+        open_(fp32, threads=0)
+
+
+def test_a_broken_installation_is_a_reason(monkeypatch):
+    target = get_target("onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
+    monkeypatch.setattr("edgelm.targets.onnx._is_installed", lambda package: True)
+    assert "onnxruntime cannot be loaded" in str(target.available())
+    assert target.capabilities().devices == ("cpu",)
