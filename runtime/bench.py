@@ -67,7 +67,7 @@ def measure_variant(
         str(bundle.resolve()), variant, plain[:MAX_TEXTS], threads, device, seconds
     )
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(Path(__file__).resolve().parents[2])],
+        [sys.executable, "-c", _CHILD, str(Path(__file__).absolute().parents[2])],
         input=json.dumps(encode(request)).encode(),
         capture_output=True,
         check=False,

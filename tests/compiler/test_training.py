@@ -26,7 +26,7 @@ from edgelm.runtime.errors import RecipeError, VerificationError
 from edgelm.runtime.progress import Progress
 from edgelm.runtime.verify import verify_files
 
-RUN = {"intake", "data", "gate", "pack"}  # cheap passes, which run each time
+RUN = {"intake", "prepare", "gate", "pack"}  # cheap passes, which run each time
 
 
 @pytest.fixture(scope="module")

@@ -35,10 +35,10 @@ def test_new_enough_and_unknown_packages_pass() -> None:
 
 
 def test_too_old_is_unavailable_with_the_cure() -> None:
-    with pytest.raises(TargetUnavailable, match="needs onnxruntime >=1.28.1, onnxruntime-gpu") as e:
+    with pytest.raises(TargetUnavailable, match="needs onnxruntime >=1") as e:
         check("onnxruntime", ">=1.28.1")
     assert e.value.hint == 'update it with: pip install -U "onnxruntime-gpu>=1.28.1"'
-    with pytest.raises(TargetUnavailable, match="0.3.9 is installed"):
+    with pytest.raises(TargetUnavailable, match=r"0\.3\.9 is installed"):
         check("llama-cpp-python", ">=0.3.36")
 
 

@@ -285,9 +285,10 @@ def test_a_directory_without_a_model_is_a_model_error(tmp_path):
 def test_a_session_says_what_it_cannot_do(bert, fp32):
     session = open_(fp32)
     ids = np.full((1, 600), 5, np.int32)
-    with pytest.raises(BundleError, match="a token or a position") as err:
-        session.run(TokenBatch(ids, np.array([600], np.int32), np.zeros_like(ids)))
-    assert "max_tokens" in str(err.value.hint)
+    for bad in (ids, ids[:, :3] + 10**6):  # positions, then tokens beyond the tables
+        with pytest.raises(BundleError, match="cannot take the tokens") as err:
+            session.run(TokenBatch(bad, np.array([bad.shape[1]], np.int32), np.zeros_like(bad)))
+        assert "max_tokens" in str(err.value.hint)
     session.close()
     with pytest.raises(UsageError, match="closed"):
         session.run(bert[1])
