@@ -60,10 +60,13 @@ class Session(Protocol):
     """An opened variant. `run` may be called from many threads at once."""
 
     limits: BatchLimits
+    parallel: int  # batches that are best run at once, each on a thread of its own; 1 or more
     device: str
 
-    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Logits (B, C); for embeddings pooled vectors (B, H), not normalized."""
+    def run(self, batch: TokenBatch, *, shared: bool = False) -> NDArray[np.float32]:
+        """Logits (B, C); for embeddings pooled vectors (B, H), not normalized.
+
+        shared: `parallel` batches run at once, so this one has a share of the threads."""
         ...
 
     def close(self) -> None:

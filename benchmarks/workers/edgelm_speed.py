@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from protocol import Options, options, read_texts, serve, versions
@@ -15,15 +16,14 @@ def main() -> None:
     texts = read_texts(given["texts"])
     model = edgelm.load(given["bundle"], variant=given["variant"], threads=given["threads"])
     runner = model.runner
-    tokens = runner.tokenizer.encode(texts)
-    batches = [
-        tokens.batch(indices, runner.tokenizer.limits.pad_id)
-        for indices in plan_batches(tokens.lengths, runner.session.limits)
-    ]
+    session, tokens = runner.session, runner.tokenizer.encode(texts)
+    plan = plan_batches(tokens.lengths, session.limits, at_least=session.parallel)
+    batches = [tokens.batch(indices, runner.tokenizer.limits.pad_id) for indices in plan]
+    pool = ThreadPoolExecutor(session.parallel)
 
     def work(question: Options) -> Any:
         if question.get("engine"):
-            return [runner.session.run(batch) for batch in batches]
+            return list(pool.map(lambda batch: session.run(batch, shared=True), batches))
         return [answer.label for answer in model.predict(texts)]  # type: ignore[union-attr]
 
     labels = work({})

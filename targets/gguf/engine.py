@@ -64,8 +64,9 @@ class GgufSession:
         self._n_out = self._outputs(path, mine, task)
         self._buffers = _Buffers(self._library, self._budget, self._facts.n_embd, mine.type_ids)
         self.limits = BatchLimits(max_sequences=256, max_tokens=max(8192, self._max_tokens))
+        self.parallel = 1
 
-    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
+    def run(self, batch: TokenBatch, *, shared: bool = False) -> NDArray[np.float32]:
         """Logits (B, C) for classification; pooled vectors (B, H), not normalized, otherwise."""
         self._check(batch)
         B = len(batch.lengths)

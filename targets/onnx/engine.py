@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,19 @@ _ORT_ERRORS = (
 )
 
 
-# On a CPU a batch's activations should stay in its cache: MiniLM int8 with 2 threads answers short
-# texts 1.2 to 1.6 times faster with 384 tokens a batch than with 64 texts. A GPU wants more.
+# On a CPU a batch's activations should stay in a core's cache. A GPU wants more.
 _LIMITS = {
-    "cpu": BatchLimits(max_sequences=64, max_tokens=384),
+    "cpu": BatchLimits(max_sequences=64, max_tokens=256),
     "cuda": BatchLimits(max_sequences=128, max_tokens=16384),
 }
+
+# Up to here one thread answers as fast as several: they lose what they gain by waiting for each
+# other at every operator (MiniLM int8, 2 threads: 0.95 x at 16 tokens, 1.3 x at 256).
+_TOKENS_OF_ONE_THREAD = 128
+
+# ONNX Runtime's fused operator is slower on CPUs than the two it replaces: LayerNormalization has a
+# vectorized kernel, SkipLayerNormalization has none (MiniLM int8: 23 % of the time instead of 5 %).
+_SLOWER_FUSIONS = "SkipLayerNormFusion"
 
 
 def providers() -> tuple[str, ...]:
@@ -56,19 +64,22 @@ def providers() -> tuple[str, ...]:
 
 
 class OnnxSession:
-    """An opened ONNX variant; `run` may be called from many threads at once."""
+    """An opened ONNX variant; `run` may be called from many threads at once.
+
+    On a CPU it is a session of one thread, which any number of callers use at once. A long batch
+    that comes alone goes to a second session of all threads, opened when the first such batch
+    comes; it holds the weights once more.
+    """
 
     def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
         path = folder / _model_path(variant)
-        self.device, chosen = _choose(options.device)
+        self.device, self._providers = _choose(options.device)
         self.limits = _LIMITS[self.device]
-        ort.set_default_logger_severity(4)  # fatal only: errors arrive as exceptions
-        try:
-            session = ort.InferenceSession(
-                path, sess_options=_session_options(options.threads), providers=chosen
-            )
-        except _ORT_ERRORS as err:
-            raise BundleError(f"{path}: ONNX Runtime cannot read it: {_first_line(err)}") from err
+        self.parallel = 1 if self.device == "cuda" else options.threads or _n_cores()
+        self._path = path
+        self._lock = threading.Lock()
+        self._wide: ort.InferenceSession | None = None
+        session = self._open(1)
         self._inputs = tuple(i.name for i in session.get_inputs())
         self._output = OUTPUTS[task.kind]
         unknown = set(self._inputs) - INPUTS
@@ -81,11 +92,14 @@ class OnnxSession:
             raise BundleError(f"{path}: {width} outputs for {len(task.labels)} labels")
         self._session: ort.InferenceSession | None = session
 
-    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
+    def run(self, batch: TokenBatch, *, shared: bool = False) -> NDArray[np.float32]:
         """Logits (B, C), or pooled vectors (B, H), not normalized."""
         session = self._session
         if session is None:
             raise UsageError("the model was closed")
+        is_long = batch.input_ids.size > _TOKENS_OF_ONE_THREAD
+        if is_long and self.parallel > 1 and not shared:
+            session = self._all_threads()
         try:
             return session.run([self._output], feeds(self._inputs, batch))[0]  # type: ignore[return-value]
         except _ORT_ERRORS as err:
@@ -99,7 +113,30 @@ class OnnxSession:
             raise TargetUnavailable(f"ONNX Runtime failed: {said}") from err
 
     def close(self) -> None:
-        self._session = None
+        with self._lock:
+            self._session = self._wide = None
+
+    def _all_threads(self) -> ort.InferenceSession:
+        with self._lock:
+            if self._session is None:
+                raise UsageError("the model was closed")
+            if self._wide is None:
+                self._wide = self._open(self.parallel)
+            return self._wide
+
+    def _open(self, threads: int) -> ort.InferenceSession:
+        ort.set_default_logger_severity(4)  # fatal only: errors arrive as exceptions
+        options = _session_options(threads)
+        if self.device == "cpu":
+            options.add_session_config_entry(
+                "optimization.disable_specified_optimizers", _SLOWER_FUSIONS
+            )
+        try:
+            return ort.InferenceSession(self._path, sess_options=options, providers=self._providers)
+        except _ORT_ERRORS as err:
+            raise BundleError(
+                f"{self._path}: ONNX Runtime cannot read it: {_first_line(err)}"
+            ) from err
 
 
 def _model_path(variant: Variant) -> str:
@@ -122,11 +159,11 @@ def _choose(device: str) -> tuple[str, list[str]]:
     return "cpu", [CPU]
 
 
-def _session_options(threads: int | None) -> ort.SessionOptions:
+def _session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads or _n_cores()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Waiting threads that spin take the CPU from whatever else runs: with the machine busy, a
     # batch took 2.5 times as long as with sleeping threads.

@@ -23,7 +23,7 @@ def lower(request: LowerRequest) -> Lowered:
     request.report("exporting")
     type_ids = request.task.pair and request.text.type_ids
     model = export(request.model_dir, request.task, type_ids=type_ids)
-    fuse(model, split=precision.startswith("int8"))
+    fuse(model, quantizable=precision.startswith("int8"))
     if precision == "fp16":
         halve_weights(model)
     elif precision == "int8":

@@ -1,8 +1,9 @@
 """8-bit weights; activations are quantized while running, one scale and zero point a tensor.
 
 Linear layers become DynamicQuantizeLinear + MatMulInteger, which ONNX Runtime joins when it
-loads the file. MatMulNBits with 8 bits (a scale for each block of a row) is more exact, but was
-measured 1.6 to 1.7 times slower on a VNNI CPU.
+loads the file; attention with its wide product becomes QAttention. MatMulNBits with 8 bits (a
+scale for each block of a row) is more exact, but was measured 1.6 to 1.7 times slower on a VNNI
+CPU.
 
 Products of unsigned activations and signed weights are summed in pairs of 16 bits on CPUs without
 VNNI: 2 x 255 x 127 overflows there, 2 x 255 x 63 = 32130 does not. `reduce_range` keeps the
@@ -20,20 +21,28 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgelm.targets.onnx.fuse import array_of, constant, replace, tidy
+from edgelm.targets.onnx.fuse import MICROSOFT, array_of, constant, replace, tidy
 
 MIN_TABLE_SIZE = 4096  # smaller tables stay float32: they weigh nothing
 
 
 @dataclass(frozen=True)
 class LinearNode:
-    """A MatMul or Gemm node with constant weights."""
+    """A MatMul or Gemm node with constant weights, the Add of a bias behind it included; or an
+    Attention node, whose product it is then."""
 
-    node: ir.Node
-    x: ir.Value
+    product: ir.Node
+    end: ir.Node  # gives the result: the product, or the Add
     weight: NDArray[np.float32]  # (K, N)
-    bias: ir.Value | None  # (N,), Gemm only
+    bias: ir.Value | None  # (N,)
     name: str
+
+    @property
+    def x(self) -> ir.Value:
+        """What is multiplied; another value once the node that gave it was replaced."""
+        value = self.product.inputs[0]
+        assert value is not None
+        return value
 
 
 def quantize_dynamic(model: ir.Model, *, reduce_range: bool) -> None:
@@ -50,15 +59,35 @@ def quantize_dynamic(model: ir.Model, *, reduce_range: bool) -> None:
         xq, x_scale, x_zero = quantized[linear.x]
         q, scale = quantize_columns(linear.weight, reduce_range=reduce_range)
         weight = constant(graph, f"{linear.name}.int8", q)
+        column_scale = constant(graph, f"{linear.name}.scale", scale)
+        if linear.end.op_type == "Attention":
+            new.append(q_attention(linear, xq, x_scale, x_zero, weight, column_scale))
+            replace(graph, linear.end, *new)
+            continue
         product = ir.node("MatMulInteger", [xq, weight, x_zero])
         cast = ir.node("Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT})
-        scales = ir.node("Mul", [x_scale, constant(graph, f"{linear.name}.scale", scale)])
+        scales = ir.node("Mul", [x_scale, column_scale])
         y = ir.node("Mul", [cast.outputs[0], scales.outputs[0]])
         new += [product, cast, scales, y]
         if linear.bias is not None:
             new.append(ir.node("Add", [y.outputs[0], linear.bias]))
-        replace(graph, linear.node, *new)
+        replace(graph, linear.end, *new)
     tidy(model)
+
+
+def q_attention(
+    linear: LinearNode,
+    xq: ir.Value,
+    x_scale: ir.Value,
+    x_zero: ir.Value,
+    weight: ir.Value,
+    scale: ir.Value,
+) -> ir.Node:
+    """The 8-bit form of an Attention node; softmax and what follows stay float32."""
+    attributes = [linear.end.attributes[name] for name in ("num_heads", "mask_filter_value")]
+    mask = linear.end.inputs[3]
+    values = [xq, weight, linear.bias, x_scale, scale, mask, x_zero, None]
+    return ir.Node(MICROSOFT, "QAttention", values, attributes)
 
 
 def quantize_tables(model: ir.Model) -> None:
@@ -96,11 +125,11 @@ def quantize_columns(
 def linears(graph: ir.Graph) -> Iterator[LinearNode]:
     """Every product with constant weights, in order."""
     for node in graph:
-        if node.op_type not in ("MatMul", "Gemm"):
+        if node.op_type not in ("MatMul", "Gemm", "Attention"):
             continue
-        x, stored = node.inputs[:2]
+        stored = node.inputs[1]
         weight = array_of(stored)
-        if x is None or stored is None or weight is None or weight.ndim != 2:
+        if stored is None or weight is None or weight.ndim != 2:
             continue
         attributes = {name: a.value for name, a in node.attributes.items()}
         if attributes.get("transA") or {
@@ -109,5 +138,19 @@ def linears(graph: ir.Graph) -> Iterator[LinearNode]:
         } != {1.0}:
             continue
         weight = weight.T if attributes.get("transB") else weight
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        yield LinearNode(node, x, np.ascontiguousarray(weight), bias, str(stored.name))
+        end, bias = node, node.inputs[2] if len(node.inputs) > 2 else None
+        if node.op_type == "MatMul":
+            end, bias = _added_bias(node, weight.shape[1])
+        yield LinearNode(node, end, np.ascontiguousarray(weight), bias, str(stored.name))
+
+
+def _added_bias(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value | None]:
+    """The Add of a constant (width,) that alone uses the product, and the constant."""
+    uses = tuple(node.outputs[0].uses())
+    add = uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
+    if add is not None and add.op_type == "Add":
+        other = add.inputs[1 - uses[0].idx]
+        array = array_of(other)
+        if array is not None and array.shape == (width,):
+            return add, other
+    return node, None

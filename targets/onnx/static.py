@@ -1,8 +1,10 @@
-"""8-bit weights and activations with ranges fixed at compile time, in the QDQ format.
+"""8-bit weights and activations with ranges fixed at compile time.
 
 Only the inputs of linear layers are quantized: they hold all the arithmetic worth saving, while
 softmax, norms and residual sums lose accuracy in 8 bits. With the ranges fixed a text's answer
-does not depend on the rest of its batch, and no pass is spent on finding the range.
+does not depend on the rest of its batch, and no pass is spent on finding the range. The product
+is ONNX Runtime's own operator, which takes the bias along; the QDQ form of the same costs a pass
+over the result for it.
 
 Letters: K inputs and N outputs of a linear layer.
 """
@@ -12,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgelm.targets.onnx.fuse import constant, replace, tidy
-from edgelm.targets.onnx.quantize import linears, quantize_columns, quantize_tables
+from edgelm.targets.onnx.fuse import MICROSOFT, constant, replace, tidy
+from edgelm.targets.onnx.quantize import linears, q_attention, quantize_columns, quantize_tables
 from edgelm.targets.onnx.ranges import Batches, Method, calibrate
 
 
@@ -29,31 +31,25 @@ def quantize_static(
     for linear in found:
         new: list[ir.Node] = []
         name = str(linear.x.name)
-        if name not in inputs:
-            scale, zero = unsigned(*ranges[name])
-            parameters = [
-                constant(graph, f"{name}.scale", np.array(scale, np.float32)),
-                constant(graph, f"{name}.zero", np.array(zero, np.uint8)),
-            ]
-            q = ir.node("QuantizeLinear", [linear.x, *parameters])
-            dq = ir.node("DequantizeLinear", [q.outputs[0], *parameters])
-            inputs[name] = dq.outputs[0]
-            new += [q, dq]
-        q, scales = quantize_columns(linear.weight, reduce_range=reduce_range)
-        weight = ir.node(
-            "DequantizeLinear",
-            [
-                constant(graph, f"{linear.name}.int8", q),
-                constant(graph, f"{linear.name}.scale", scales),
-                constant(graph, f"{linear.name}.zero", np.zeros(len(scales), np.int8)),
-            ],
-            {"axis": 1},
+        step, zero = unsigned(*ranges[name])
+        parameters = (
+            constant(graph, f"{name}.scale", np.array(step, np.float32)),
+            constant(graph, f"{name}.zero", np.array(zero, np.uint8)),
         )
-        product = ir.node("MatMul", [inputs[name], weight.outputs[0]])
-        new += [weight, product]
-        if linear.bias is not None:
-            new.append(ir.node("Add", [product.outputs[0], linear.bias]))
-        replace(graph, linear.node, *new)
+        if name not in inputs:
+            quantize = ir.node("QuantizeLinear", [linear.x, *parameters])
+            inputs[name] = quantize.outputs[0]
+            new.append(quantize)
+        q, scales = quantize_columns(linear.weight, reduce_range=reduce_range)
+        weight = constant(graph, f"{linear.name}.int8", q)
+        scale = constant(graph, f"{linear.name}.scale", scales)
+        xq, (x_scale, x_zero) = inputs[name], parameters
+        if linear.end.op_type == "Attention":
+            new.append(q_attention(linear, xq, x_scale, x_zero, weight, scale))
+        else:
+            values = [xq, weight, x_scale, scale, x_zero, None, linear.bias]
+            new.append(ir.Node(MICROSOFT, "MatMulIntegerToFloat", values))
+        replace(graph, linear.end, *new)
     tidy(model)
 
 

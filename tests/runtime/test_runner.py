@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgelm.runtime.engine import BatchLimits, TokenBatch
+from edgelm.runtime.errors import TargetUnavailable
 from edgelm.runtime.manifest import TextLimits
 from edgelm.runtime.runner import Runner, plan_batches
 from edgelm.runtime.tokenizer import Tokenizer
@@ -23,19 +24,22 @@ PAD = 1
     st.lists(st.integers(1, 300), max_size=60),
     st.integers(1, 10),
     st.integers(1, 600),
+    st.integers(1, 8),
 )
 def test_batches_cover_each_text_once_longest_first(
-    lengths: list[int], max_sequences: int, max_tokens: int
+    lengths: list[int], max_sequences: int, max_tokens: int, at_least: int
 ) -> None:
     array = np.array(lengths, np.int32)
-    plan = list(plan_batches(array, BatchLimits(max_sequences, max_tokens)))
+    limits = BatchLimits(max_sequences, max_tokens)
+    plan = list(plan_batches(array, limits, at_least=at_least))
+    share = -(-sum(lengths) // at_least)
     order = [int(i) for batch in plan for i in batch]
     assert sorted(order) == list(range(len(lengths)))
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
     for batch in plan:
         padded = len(batch) * int(array[batch].max())
         assert 1 <= len(batch) <= max_sequences
-        assert padded <= max_tokens or len(batch) == 1
+        assert padded <= min(max_tokens, share) or len(batch) == 1
 
 
 class EchoSession:
@@ -43,11 +47,13 @@ class EchoSession:
 
     device = "cpu"
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, parallel: int = 1) -> None:
         self.limits = limits
+        self.parallel = parallel
         self.widths: list[int] = []
 
-    def run(self, batch: TokenBatch) -> NDArray[np.float32]:
+    def run(self, batch: TokenBatch, *, shared: bool = False) -> NDArray[np.float32]:
+        assert shared == (self.parallel > 1)
         T = batch.input_ids.shape[1]
         self.widths.append(T)
         real = np.arange(T) < batch.lengths[:, None]
@@ -81,8 +87,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_answers_come_in_the_order_of_the_texts(folder: Path) -> None:
-    session = EchoSession(BatchLimits(max_sequences=3, max_tokens=20))
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_answers_come_in_the_order_of_the_texts(folder: Path, parallel: int) -> None:
+    session = EchoSession(BatchLimits(max_sequences=3, max_tokens=20), parallel)
     rng = np.random.default_rng(0)
     rows = [list(rng.integers(3, 50, rng.integers(0, 8))) for _ in range(30)]
     done: list[int] = []
@@ -93,7 +100,24 @@ def test_answers_come_in_the_order_of_the_texts(folder: Path) -> None:
     assert outputs.n_tokens.tolist() == [len(row) + 2 for row in rows]
     assert outputs.truncated == [False] * 30
     assert sum(done) == 30
-    assert session.widths == sorted(session.widths, reverse=True)
+    if parallel == 1:
+        assert session.widths == sorted(session.widths, reverse=True)
+
+
+class FailingSession(EchoSession):
+    """Fails on the longest texts."""
+
+    def run(self, batch: TokenBatch, *, shared: bool = False) -> NDArray[np.float32]:
+        if batch.input_ids.shape[1] >= 8:
+            raise TargetUnavailable("out of memory")
+        return super().run(batch, shared=shared)
+
+
+def test_an_error_in_one_of_several_batches_is_raised(folder: Path) -> None:
+    session = FailingSession(BatchLimits(max_sequences=1), parallel=2)
+    runner = Runner(Tokenizer(folder, TextLimits(16, PAD)), session)
+    with pytest.raises(TargetUnavailable, match="out of memory"):
+        runner.run(["w3", "w3 w4 w5 w6 w7 w8", "w4"])
 
 
 def test_long_texts_are_cut_and_told(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,29 @@ def test_int8_agrees_and_is_small(bert, fp32, tmp_path):
     products = [w for n, w in found.items() if "embedding" not in n]
     assert len(found) > len(products) >= 2 * 4 + 2  # tables too
     assert all(np.abs(w).max() <= 63 for w in products)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "modernbert"])
+def test_int8_attention_is_one_operator_where_it_has_an_8_bit_form(family, tmp_path):
+    model_dir = tiny.make_model(tmp_path / "hf", family, labels=LABELS)
+    lower(model_dir, tmp_path / "onnx", precision="int8")
+    expected = {"distilbert": "QAttention", "modernbert": "MultiHeadAttention"}[family]
+    found = [op for op in ops(tmp_path / "onnx") if op.endswith("Attention")]
+    assert set(found) == {expected}
+    batch = tokenize(model_dir, TEXTS)
+    logits, exact = open_(tmp_path / "onnx").run(batch), reference(model_dir, CLASSIFY, batch)
+    assert np.abs(logits - exact).mean() < 0.15 * exact.std()
+
+
+def test_threads_change_speed_and_nothing_else(bert, fp32):
+    batch = bert[1]
+    expected = open_(fp32, threads=1).run(batch)
+    session = open_(fp32, threads=2)
+    assert session.parallel == 2
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda _: session.run(batch, shared=True), range(4)))
+    for logits in (*parts, session.run(batch)):  # the last one comes alone, and is long
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 @pytest.mark.usefixtures("export_once")
