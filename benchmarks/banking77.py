@@ -109,7 +109,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("parts", nargs="*", choices=PARTS, default=[], help="all of them when left out")
+    add("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when left out")
     add("--data", type=Path, help="folder of train.csv and test.csv")
     add("--rounds", type=int, default=7, help="of speed")
     add("--threads", type=int, default=2, help="of speed")
@@ -121,6 +121,9 @@ def _arguments() -> argparse.Namespace:
     add("--no-write", action="store_true", help="leave RESULTS.md as it is")
     add("--quick", action="store_true", help="tiny subsets, to see that it runs; writes nothing")
     arguments = parser.parse_args()
+    unknown = sorted(set(arguments.parts) - set(PARTS))
+    if unknown:  # argparse's own choices would refuse to be left out
+        parser.error(f"unknown part {unknown[0]!r}, known are {', '.join(PARTS)}")
     if arguments.quick:
         arguments.rounds, arguments.runs, arguments.train_rounds = 2, 2, 1
         arguments.train_texts, arguments.scan_texts = 256, 32
