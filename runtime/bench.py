@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of a variant, measured in a process of its own.
+"""Speed and memory of a variant, measured in a process of its own.
 
 `measure_variant` starts Python with `main` below, so that what is measured is the thin runtime
 alone, whatever the caller has loaded.
@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import numpy as np
 
 from edgelm.runtime import errors
 from edgelm.runtime.errors import EdgelmError, MissingExtra, TargetUnavailable, UsageError
-from edgelm.runtime.manifest import Measured
-from edgelm.runtime.model import load
+from edgelm.runtime.load import load
+from edgelm.runtime.manifest import Measured, read_manifest
 from edgelm.runtime.schema import decode, encode
 from edgelm.runtime.tokenizer import Text
 
@@ -44,10 +44,10 @@ class BenchRequest:
 
     bundle: str
     variant: str
-    texts: list[str | list[str]]
+    texts: list[str | list[str]]  # for generation, whole prompts
     threads: int | None
     device: str
-    seconds: float  # for latency, and again for throughput
+    seconds: float  # for each of two figures
 
 
 def measure_variant(
@@ -100,6 +100,18 @@ def _as_raised(found: dict[str, Any]) -> EdgelmError:
 
 def measure(request: BenchRequest) -> Measured:
     """Measure in this process."""
+    root = Path(request.bundle)
+    if read_manifest(root).task.kind == "text-generation":
+        from edgelm.runtime.generate.timing import measure_decoder
+
+        return measure_decoder(
+            root,
+            request.variant,
+            [t if isinstance(t, str) else "\n".join(t) for t in request.texts],
+            device=request.device,  # type: ignore[arg-type]
+            threads=request.threads,
+            seconds=request.seconds,
+        )
     texts: list[Text] = [(t[0], t[1]) if isinstance(t, list) else t for t in request.texts]
     with load(
         request.bundle,
@@ -110,9 +122,9 @@ def measure(request: BenchRequest) -> Measured:
         median = sorted(texts, key=lambda t: len(str(t)))[len(texts) // 2]
         for _ in range(3):
             model.predict(median)
-        latencies = _repeat(lambda: model.predict(median), request.seconds)
+        latencies = repeat(lambda: model.predict(median), request.seconds)
         model.predict(texts)
-        passes = _repeat(lambda: model.predict(texts), request.seconds, at_least=2)
+        passes = repeat(lambda: model.predict(texts), request.seconds, at_least=2)
         return Measured(
             size_bytes=model.variant.size_bytes,
             latency_ms_p50=round(1e3 * float(np.percentile(latencies, 50)), 3),
@@ -123,8 +135,8 @@ def measure(request: BenchRequest) -> Measured:
         )
 
 
-def _repeat(call: object, seconds: float, at_least: int = 20) -> list[float]:
-    assert callable(call)
+def repeat(call: Callable[[], object], seconds: float, at_least: int = 20) -> list[float]:
+    """Seconds of each call, called again and again for `seconds`."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < at_least or time.perf_counter() < end:

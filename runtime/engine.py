@@ -1,10 +1,14 @@
-"""What an engine is to the runtime: token batches in, float32 rows out; it knows nothing of text.
+"""What an engine is to the runtime: tokens in, float32 rows out; it knows nothing of text.
 
-Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden size.
+`Session` answers whole texts at once (classification, embeddings); `DecoderSession` holds sequences
+that grow (generation).
+
+Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -67,6 +71,70 @@ class Session(Protocol):
         """Logits (B, C); for embeddings pooled vectors (B, H), not normalized.
 
         shared: `parallel` batches run at once, so this one has a share of the threads."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory; calling it twice is harmless."""
+        ...
+
+
+@dataclass(frozen=True)
+class DecoderOptions(EngineOptions):
+    """How to open a decoder. Memory grows with `n_slots` and `context_tokens`."""
+
+    # Longest sequence; the bundle's `max_tokens` when None. More than the model can hold is a
+    # UsageError.
+    context_tokens: int | None = None
+    n_slots: int = 1  # sequences held at once
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_slots < 1:
+            raise UsageError(f"n_slots: {self.n_slots!r} must be at least 1")
+        if self.context_tokens is not None and self.context_tokens < 4:
+            raise UsageError(f"context_tokens: {self.context_tokens!r} must be at least 4")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that are appended to one sequence."""
+
+    slot: int  # which sequence, 0 to n_slots - 1
+    ids: NDArray[np.int32]  # (n,), n >= 1
+    n_logits: int = 1  # of how many of its last tokens the logits are wanted; 0 to n
+
+
+class DecoderSession(Protocol):
+    """An opened decoder: `n_slots` sequences, empty at first. One caller at a time."""
+
+    n_slots: int
+    context_tokens: int  # that each sequence can hold
+    n_vocab: int
+    device: str
+
+    def extend(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Append each chunk to its sequence (a slot stands in one chunk at most).
+
+        Returns logits (sum of n_logits, V) in the order of chunks and tokens, each predicting the
+        token that comes next; they are the engine's memory, valid until the next call. Raises
+        InputError where a sequence would grow over `context_tokens`, or an id is out of range;
+        then nothing was appended."""
+        ...
+
+    def length(self, slot: int) -> int:
+        """Tokens that the sequence holds."""
+        ...
+
+    def truncate(self, slot: int, n_tokens: int) -> None:
+        """Forget all but the first `n_tokens`."""
+        ...
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Let `target` hold the first `n_tokens` of `source`, and nothing else."""
+        ...
+
+    def fork(self, n_slots: int, context_tokens: int) -> DecoderSession:
+        """Empty sequences beside these, over the same weights. Close it before this one."""
         ...
 
     def close(self) -> None:

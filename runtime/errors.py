@@ -61,7 +61,11 @@ class DataError(UsageError):
 
 
 class InputError(UsageError):
-    """predict was handed something that is not text."""
+    """predict was handed what it cannot answer; `index` is the input's place in a list."""
+
+    def __init__(self, message: str, *, hint: str | None = None, index: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.index = index
 
 
 class UnknownVariant(UsageError):

@@ -11,9 +11,9 @@ import numpy as np
 from edgelm.runtime.errors import DataError
 from edgelm.runtime.examples import Example, read_examples
 from edgelm.runtime.metrics import classification_metrics, cosine, spearman
-from edgelm.runtime.model import Model
 from edgelm.runtime.predictions import label_matrix
 from edgelm.runtime.schema import nearest
+from edgelm.runtime.text_model import TextModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model,
+    model: TextModel,
     data: Path,
     *,
     text: str | None = None,
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def _truth(
-    model: Model, examples: list[Example]
+    model: TextModel, examples: list[Example]
 ) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     index = {name: i for i, name in enumerate(model.labels)}
     truth = np.zeros((len(examples), len(index)), bool)
@@ -91,7 +91,7 @@ def _truth(
     return truth
 
 
-def _evaluate_embeddings(model: Model, examples: list[Example], data: Path) -> Evaluation:
+def _evaluate_embeddings(model: TextModel, examples: list[Example], data: Path) -> Evaluation:
     scored = [(e, e.pair, e.score) for e in examples if e.pair is not None and e.score is not None]
     if len(scored) < 2 or len(scored) != len(examples):
         raise DataError(

@@ -120,7 +120,7 @@ def _text(record: Record, column: str, what: str) -> str:
         raise _fault(record, f"the {what} must be text, not {json_name(value)}")
     if not value.strip():
         raise _fault(record, f"the {what} is empty")
-    _check_unicode(value, f"the {what}", record)
+    check_unicode(value, f"the {what}", record)
     return value
 
 
@@ -179,7 +179,7 @@ class _Labels:
         label = str(value).strip()
         if not label:
             raise _fault(example, "unlabelled: a label is blank")
-        _check_unicode(label, "the label", example)
+        check_unicode(label, "the label", example)
         return label
 
 
@@ -187,7 +187,8 @@ def _is_table(example: Example) -> bool:
     return data_suffix(example.path) in (".csv", ".tsv")
 
 
-def _check_unicode(value: str, what: str, where: Record | Example) -> None:
+def check_unicode(value: str, what: str, where: Record | Example) -> None:
+    """Raise DataError for half a surrogate pair, which JSON can write and no tokenizer reads."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as err:

@@ -22,16 +22,18 @@ FILE_NAME = "edgelm.json"
 MAX_SIZE_BYTES = 16 * 2**20
 MAX_DEPTH = 32
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
+TEMPLATE_FILE = "tokenizer/chat_template.jinja"  # of chat models
 _VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
-TaskKind = Literal["text-classification", "feature-extraction"]
+TaskKind = Literal["text-classification", "feature-extraction", "text-generation"]
 Problem = Literal["single_label", "multi_label"]
 Pooling = Literal["mean", "cls", "last"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the model answers. Classification uses labels/problem/threshold; embeddings the rest."""
+    """What the model answers. Classification uses labels, problem, threshold and pair; embeddings
+    pooling, normalize and dimensions; generation the rest."""
 
     kind: TaskKind
     labels: tuple[str, ...] = ()
@@ -41,13 +43,16 @@ class Task:
     pooling: Pooling = "mean"
     normalize: bool = False
     dimensions: int | None = None
+    end_ids: tuple[int, ...] = ()  # tokens that end an answer
+    chat: bool = False  # whether tokenizer/chat_template.jinja renders messages
+    special_tokens: dict[str, str] = field(default_factory=dict[str, str])  # that it may name
 
 
 @dataclass(frozen=True)
 class TextLimits:
     """How texts become tokens."""
 
-    max_tokens: int  # special tokens included
+    max_tokens: int  # special tokens included; for generation prompt and answer together
     pad_id: int = 0
     type_ids: bool = False  # whether the model tells the two texts of a pair apart by type ids
 
@@ -71,6 +76,12 @@ class Parity:
     kl_divergence: float | None = None  # mean, in nats
     min_cosine: float | None = None  # embeddings
     mean_cosine: float | None = None
+    # generation; there `n` counts tokens, agreement is the share of equal likeliest tokens
+    kl_p999: float | None = None  # 99.9th percentile of the KL divergence of a token, in nats
+    perplexity_ratio: float | None = None  # the variant's over the reference's
+    same_answers: float | None = None  # share of greedy answers that are equal to their end
+    first_divergence: float | None = None  # median token at which the other answers part
+    gain_kept: float | None = None  # share of the fine-tuning's fall in loss that is left
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,9 @@ class Measured:
     texts_per_s: float | None = None  # the evaluation texts, length-sorted batches
     memory_bytes: int | None = None
     threads: int | None = None
+    first_token_ms: float | None = None  # generation: from a prompt of median length
+    prompt_tokens_per_s: float | None = None
+    answer_tokens_per_s: float | None = None  # one answer at a time
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""Figures of merit, in numpy. N texts, C classes, H hidden size."""
+"""Figures of merit, in numpy. N texts, C classes, H hidden size, V vocabulary, n tokens."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -63,6 +65,39 @@ def spearman(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     ra, rb = (r - r.mean() for r in ranks)
     scale = float(np.sqrt((ra**2).sum() * (rb**2).sum()))
     return float((ra * rb).sum()) / scale if scale else 0.0
+
+
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Log-probabilities of the rows, (n, V) -> (n, V)."""
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return values
+
+
+def token_divergence(
+    reference: NDArray[np.floating], other: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """KL(reference || other) of each token in nats, logits or log-probabilities (n, V) -> (n,).
+
+    Both are normalized here, so a reference that was kept in few digits gives no negative values,
+    and its rounding enters squared."""
+    p, q = log_softmax(reference), log_softmax(other)
+    return (np.exp(p) * (p - q)).sum(axis=1)
+
+
+def perplexity(losses: NDArray[np.floating]) -> float:
+    """exp of the mean negative log-likelihood of a token, in nats."""
+    mean = float(np.mean(losses, dtype=np.float64))
+    return math.inf if mean > 700 else math.exp(mean)  # a float64 ends at 709
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """Index of the first token at which two answers part; None where they are equal."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return None if len(a) == len(b) else min(len(a), len(b))
 
 
 def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,46 @@ class Embedding:
 
     vector: NDArray[np.float32]  # (H,), of length one where the bundle says so
     truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one generation."""
+
+    prompt_tokens: int
+    answer_tokens: int  # the end token included
+    reused_tokens: int = 0  # of the prompt, that the engine still held
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """One token of an answer, and what else could have stood there."""
+
+    token: str
+    logprob: float
+    alternatives: tuple[tuple[str, float], ...] = ()  # the likeliest tokens, likeliest first
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer of a generation model."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]  # it ended itself, or max_tokens was reached
+    usage: Usage
+    stop: str | None = None  # the stop string that ended it
+    logprobs: tuple[TokenScore, ...] | None = None  # when asked for
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer as it comes. The last one has finish_reason and usage."""
+
+    text: str
+    finish_reason: Literal["stop", "length"] | None = None
+    usage: Usage | None = None
+    stop: str | None = None
+    logprobs: tuple[TokenScore, ...] | None = None
 
 
 Prediction = Classification | LabelSet | Embedding
@@ -116,8 +156,10 @@ def _label_sets(
     return result
 
 
-def to_json(prediction: Prediction) -> dict[str, Any]:
+def to_json(prediction: Prediction | Generation) -> dict[str, Any]:
     """A plain mapping for JSON; scores to 6 digits."""
+    if isinstance(prediction, Generation):
+        return {k: v for k, v in asdict(prediction).items() if v is not None}
     if isinstance(prediction, Embedding):
         data: dict[str, Any] = {"vector": [round(float(x), 7) for x in prediction.vector]}
     elif isinstance(prediction, LabelSet):

@@ -19,8 +19,8 @@ def select_variant(
     """The variant called `name` (or the best of the target called so), else the best that runs.
 
     `unavailable(target, device)` gives the reason why a target cannot run here, or None. Best is
-    the most texts per second, as measured when the bundle was compiled; the first where nothing
-    was measured. Raises UnknownVariant, TargetUnavailable.
+    the most texts (generation: tokens of an answer) per second, as measured when the bundle was
+    compiled; the first where nothing was measured. Raises UnknownVariant, TargetUnavailable.
     """
     wanted = [v for v in manifest.variants if name is None or name in (v.name, v.target)]
     if not wanted:
@@ -30,7 +30,7 @@ def select_variant(
             hint=f"the bundle holds {', '.join(names)}",
         )
     reasons: dict[str, str] = {}
-    for variant in sorted(wanted, key=_texts_per_s, reverse=True):  # asking loads the engine
+    for variant in sorted(wanted, key=_speed, reverse=True):  # asking loads the engine
         if variant.target not in reasons:
             reason = unavailable(variant.target, device)
             if reason is None:
@@ -40,5 +40,6 @@ def select_variant(
     raise TargetUnavailable(f"no variant can run here: {said}")
 
 
-def _texts_per_s(variant: Variant) -> float:
-    return (variant.measured and variant.measured.texts_per_s) or 0.0
+def _speed(variant: Variant) -> float:
+    measured = variant.measured
+    return (measured and (measured.texts_per_s or measured.answer_tokens_per_s)) or 0.0

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from edgelm.runtime.columns import find_columns
 from edgelm.runtime.errors import DataError
@@ -18,6 +18,8 @@ from edgelm.runtime.tokenizer import Text
 
 CHUNK = 1024  # texts that are sorted by length and answered together
 Row = tuple[int, Text]  # number of the row or line, its text
+Prompt = str | list[dict[str, Any]]  # a text, or messages
+T = TypeVar("T")
 
 
 def file_rows(path: Path, *, pair: bool, text: str | None, second: str | None) -> Iterator[Row]:
@@ -42,7 +44,23 @@ def file_rows(path: Path, *, pair: bool, text: str | None, second: str | None) -
             yield record.row, first
 
 
-def line_rows(stream: BinaryIO, *, pair: bool) -> Iterator[Row]:
+def prompt_rows(path: Path, text: str | None) -> Iterator[tuple[int, Prompt]]:
+    """Prompts for a generation model: `messages` where a row has them, else a text column.
+
+    Raises DataError."""
+    column: str | None = None
+    for record in read_records(path):
+        messages = record.values.get("messages")
+        if text is None and isinstance(messages, list):
+            yield record.row, messages
+            continue
+        if column is None:
+            names = list(record.values)
+            column = find_columns(names, text=text, need_label=False, path=path).text
+        yield record.row, _text(record.values.get(column), column, record.path, record.row)
+
+
+def line_rows(stream: BinaryIO, *, pair: bool = False) -> Iterator[Row]:
     """One text a line; for pairs, a tab between the two. A byte order mark is taken off.
 
     Raises DataError, for a line over MAX_LINE too."""
@@ -70,12 +88,12 @@ def line_rows(stream: BinaryIO, *, pair: bool) -> Iterator[Row]:
         yield number, (first, second)
 
 
-def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
+def chunks(rows: Iterable[tuple[int, T]], size: int = CHUNK) -> Iterator[list[tuple[int, T]]]:
     """Rows in lists of up to `size`, as many as are there: a slow source is answered promptly.
 
     A thread reads ahead by at most two chunks; its error is raised here, after what came before.
     """
-    waiting: queue.Queue[Row | BaseException | None] = queue.Queue(maxsize=2 * size)
+    waiting: queue.Queue[tuple[int, T] | BaseException | None] = queue.Queue(maxsize=2 * size)
     stop = threading.Event()
 
     def read() -> None:
@@ -93,7 +111,7 @@ def chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
     try:
         while True:
             item = waiting.get()
-            chunk: list[Row] = []
+            chunk: list[tuple[int, T]] = []
             while isinstance(item, tuple):
                 chunk.append(item)
                 if len(chunk) == size:

@@ -16,6 +16,7 @@ from edgelm.runtime.manifest import TextLimits
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+    from tokenizers import Tokenizer as Backend
 
 FILE_NAME = "tokenizer.json"
 Text = str | tuple[str, str]  # one text, or a pair
@@ -47,7 +48,7 @@ class Tokens:
 class Tokenizer:
     """`tokenizer.json` with the bundle's limits. Safe to use from many threads."""
 
-    def __init__(self, folder: Path, limits: TextLimits) -> None:
+    def __init__(self, folder: Path, limits: TextLimits, *, truncates: bool = True) -> None:
         from tokenizers import Tokenizer as Backend
 
         try:
@@ -55,7 +56,10 @@ class Tokenizer:
         except Exception as err:
             raise BundleError(f"{folder / FILE_NAME}: not a tokenizer: {err}") from err
         self._backend.no_padding()
-        self._backend.enable_truncation(limits.max_tokens)
+        if truncates:
+            self._backend.enable_truncation(limits.max_tokens)
+        else:
+            self._backend.no_truncation()
         self.limits = limits
 
     def encode(self, texts: Sequence[Text]) -> Tokens:
@@ -65,3 +69,16 @@ class Tokenizer:
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         types = [e.type_ids for e in encodings] if self.limits.type_ids else None
         return Tokens(rows, types, lengths, [bool(e.overflowing) for e in encodings])
+
+    def prompt_ids(self, text: str, *, special: bool) -> list[int]:
+        """One text's token ids; `special` adds what begins a text (a chat template does itself)."""
+        return self._backend.encode(text, add_special_tokens=special).ids
+
+    def token(self, token_id: int) -> str:
+        """A single token's text; broken where the token is a part of a character."""
+        return self._backend.decode([token_id], skip_special_tokens=False)
+
+    @property
+    def backend(self) -> Backend:
+        """The library's tokenizer, for those who turn ids into text."""
+        return self._backend

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgelm.runtime.bundle import Bundle
-from edgelm.runtime.engine import EngineOptions
+from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
+from edgelm.runtime.engine import DecoderOptions, EngineOptions
 from edgelm.runtime.errors import TamperedError
+from edgelm.runtime.floors import check_engine
+from edgelm.runtime.load import unavailable
 from edgelm.runtime.manifest import Task, Variant
 from edgelm.runtime.metrics import Bools, Floats, cosine
-from edgelm.runtime.model import Model, unavailable
 from edgelm.runtime.predictions import label_matrix
+from edgelm.runtime.text_model import TextModel
 
 # Engines sum in an order that depends on the processor. On logits of size 10 that moves float
 # precisions by 1e-4 and 8-bit ones, whose activations round the other way now and then, by 1e-1.
 MAX_DIFF_FLOAT, MAX_DIFF_QUANTIZED = 0.01, 0.25
 MIN_COSINE_FLOAT, MIN_COSINE_QUANTIZED = 0.9999, 0.99
 FLOATS = ("fp32", "fp16", "f32", "f16", "bf16")
+# Generation: of a text's mean negative log-likelihood, and of the largest logit after it; half
+# floats sum in half floats on some processors, quantized weights meet activations in 8 bits there.
+MAX_DIFFS_EXACT, MAX_DIFFS_HALF, MAX_DIFFS_QUANTIZED = (0.002, 0.02), (0.03, 0.3), (0.1, 0.75)
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,12 @@ def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> 
     golden = bundle.manifest.golden
     if not golden or len(variant.golden) != len(golden):
         return Check(variant.name, False, False, "the bundle holds no golden answers")
+    if task.kind == "text-generation":
+        return _verify_decoder(bundle, variant, options)
     texts = [g.text if g.pair is None else (g.text, g.pair) for g in golden]
     expected = np.array(variant.golden, np.float32)
-    with Model(bundle, variant, options) as model:
+    check_engine(variant)
+    with closing(TextModel(bundle, variant, options)) as model:
         found = model.runner.run(texts).values
     if found.shape != expected.shape:
         return Check(variant.name, False, False, f"gave {found.shape}, packed {expected.shape}")
@@ -71,6 +81,38 @@ def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> 
     same = int(_labels_hold(task, found, expected, limit).sum())
     detail = f"{same} of {len(texts)} golden labels hold, largest difference {diff:.1e}"
     return Check(variant.name, same == len(texts) and diff <= limit, False, detail)
+
+
+def _verify_decoder(bundle: Bundle, variant: Variant, options: EngineOptions) -> Check:
+    from edgelm.runtime.generate.score import golden_rows, open_decoder, prompt_ids
+
+    manifest = bundle.manifest
+    texts = [g.text for g in manifest.golden]
+    rows = prompt_ids(bundle.root / TOKENIZER_DIR, texts, manifest.task, manifest.text)
+    session = open_decoder(bundle, variant, DecoderOptions(options.device, options.threads))
+    try:
+        found = golden_rows(session, [ids[: session.context_tokens] for ids in rows])
+    finally:
+        session.close()
+    expected = np.array(variant.golden)
+    if found.shape != expected.shape:
+        return Check(variant.name, False, False, f"gave {found.shape}, packed {expected.shape}")
+    diff = np.abs(found - expected)
+    same = int((diff <= golden_limits(variant.precision, expected)).all(axis=1).sum())
+    loss, logit = diff.max(axis=0).tolist()
+    detail = (
+        f"{same} of {len(texts)} golden texts are as likely as packed: largest difference of a "
+        f"token's mean log-likelihood {loss:.1e}, of the largest logit {logit:.1e}"
+    )
+    return Check(variant.name, same == len(texts), False, detail)
+
+
+def golden_limits(precision: str, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far the two numbers of each text may be from the packed ones, (N, 2)."""
+    limits = MAX_DIFFS_QUANTIZED
+    if precision in FLOATS:
+        limits = MAX_DIFFS_EXACT if precision in ("fp32", "f32") else MAX_DIFFS_HALF
+    return np.array(limits) * np.maximum(1.0, np.abs(expected) / 10)
 
 
 def _labels_hold(task: Task, found: Floats, expected: Floats, limit: float) -> Bools:

@@ -30,14 +30,16 @@ def command(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Measure p50/p95 latency, texts per second and memory of BUNDLE's variants on this device.
+    """Measure speed and memory of BUNDLE's variants on this device.
 
-    Latency is of one text of median length at a time; texts/s of all texts in one call.
+    Latency (p50, p95) is of one text of median length at a time; texts/s of all texts in one call.
+    Generation: time to the first token after a prompt of median length, tokens per second of a long
+    prompt, and of one answer.
     """
     from edgelm.runtime.bench import measure_variant
     from edgelm.runtime.errors import UnknownVariant
+    from edgelm.runtime.load import unavailable
     from edgelm.runtime.manifest import Measured, read_manifest
-    from edgelm.runtime.model import unavailable
     from edgelm.runtime.streams import file_rows
     from edgelm.runtime.table import variants_table
 

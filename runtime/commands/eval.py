@@ -35,10 +35,12 @@ def command(
     as_json: bool,
 ) -> None:
     """Score BUNDLE's variants on labelled data."""
+    from edgelm.runtime.errors import UsageError
     from edgelm.runtime.evaluate import Evaluation, evaluate
+    from edgelm.runtime.load import load, unavailable
     from edgelm.runtime.manifest import read_manifest
-    from edgelm.runtime.model import load, unavailable
     from edgelm.runtime.table import format_table, number
+    from edgelm.runtime.text_model import TextModel
 
     names: list[str] = [variant] if variant else []
     for v in read_manifest(bundle).variants if not variant else ():
@@ -50,6 +52,11 @@ def command(
     results: list[Evaluation] = []
     for name in names:
         with load(bundle, variant=name, device=device, threads=threads) as model:
+            if not isinstance(model, TextModel):
+                raise UsageError(
+                    f"{bundle}: its task is {model.task.kind}, which eval cannot score",
+                    hint="edgelm verify and edgelm bench can look at it",
+                )
             results.append(
                 evaluate(
                     model,

@@ -28,8 +28,11 @@ def command(bundle: Path, as_json: bool) -> None:
         click.echo(f"{task.kind}: {texts} to {what} of {len(task.labels)}")
         shown = ", ".join(task.labels[:12]) + (", …" if len(task.labels) > 12 else "")
         click.echo(f"labels: {shown}")
+    elif task.kind == "text-generation":
+        click.echo(f"{task.kind}: {'answers messages' if task.chat else 'continues texts'}")
     else:
         length = "length one" if task.normalize else "not normalized"
         click.echo(f"{task.kind}: {task.dimensions} dimensions, {task.pooling} pooling, {length}")
-    click.echo(f"longest text: {manifest.text.max_tokens} tokens\n")
+    longest = "prompt and answer" if task.kind == "text-generation" else "longest text"
+    click.echo(f"{longest}: {manifest.text.max_tokens} tokens\n")
     click.echo(variants_table(manifest))

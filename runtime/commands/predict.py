@@ -8,15 +8,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from edgelm.runtime.commands.generate_flags import generate_flags, given
 from edgelm.runtime.engine import DEVICES, Device
 
 if TYPE_CHECKING:
-    from edgelm.runtime.model import Model
+    from edgelm.runtime.chat_model import ChatModel
     from edgelm.runtime.streams import Row
+    from edgelm.runtime.text_model import TextModel
+
+PROMPTS_AT_ONCE = 32
 
 
 @click.command(name="predict")
@@ -26,17 +30,19 @@ if TYPE_CHECKING:
 @click.option("--variant", help="A variant's or a target's name; the fastest when left out.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--draft", type=click.Path(path_type=Path), help="A smaller bundle, for guesses.")
 @click.option("--all-scores", is_flag=True, help="Give the probability of every label.")
 @click.option(
     "--on-long",
-    type=click.Choice(["truncate", "error"]),
-    default="truncate",
-    show_default=True,
-    help="What to do with a text over the bundle's token limit.",
+    type=click.Choice(["truncate", "error", "slide"]),
+    help="Over the token limit: truncate (the default of classifiers and embedders), error "
+    "(that of generation), or slide, which forgets the oldest tokens (generation).",
 )
 @click.option("--text-column", help="Column of the text in the file.")
 @click.option("--pair-column", help="Column of the second text in the file.")
+@click.option("--raw", is_flag=True, help="Generation: continue the text as it stands.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@generate_flags("on_long")
 def command(
     bundle: Path,
     texts: tuple[str, ...],
@@ -44,23 +50,39 @@ def command(
     variant: str | None,
     device: Device,
     threads: int | None,
+    draft: Path | None,
     all_scores: bool,
-    on_long: Literal["truncate", "error"],
+    on_long: str | None,
     text_column: str | None,
     pair_column: str | None,
+    raw: bool,
     quiet: bool,
+    **flags: Any,
 ) -> None:
     """Answer TEXTS, a file, or the lines of stdin, as JSON lines in the same order.
 
-    A bundle that answers pairs takes TEXTS two by two, and a tab within each line of stdin.
+    A bundle that answers pairs takes TEXTS two by two, and a tab within each line of stdin. A
+    generation bundle also takes files with a column of `messages`.
     """
+    from edgelm.runtime.chat_model import ChatModel
     from edgelm.runtime.errors import UsageError
-    from edgelm.runtime.model import load
-    from edgelm.runtime.streams import file_rows, line_rows
+    from edgelm.runtime.load import load
+    from edgelm.runtime.streams import file_rows, line_rows, prompt_rows
+    from edgelm.runtime.text_model import TextModel
 
     if texts and file is not None:
         raise UsageError("give either texts or --file, not both")
-    with load(bundle, variant=variant, device=device, threads=threads) as model:
+    with load(bundle, variant=variant, device=device, threads=threads, draft=draft) as model:
+        numbered, quiet = not texts, quiet or bool(texts)
+        if isinstance(model, ChatModel):
+            options = given({**flags, "on_long": on_long, "raw": raw or None})
+            prompts = prompt_rows(file, text_column) if file is not None else None
+            prompts = prompts or (_arguments(texts, False) if texts else line_rows(_stdin()))
+            _generate(model, prompts, options, numbered=numbered, quiet=quiet)
+            return
+        assert isinstance(model, TextModel)
+        if given(flags) or raw or on_long == "slide":
+            raise UsageError(f"the bundle's task is {model.task.kind}: it generates no text")
         pair = model.task.pair
         if texts:
             rows = _arguments(texts, pair)
@@ -68,7 +90,7 @@ def command(
             rows = file_rows(file, pair=pair, text=text_column, second=pair_column)
         else:
             rows = line_rows(_stdin(), pair=pair)
-        _answer(model, rows, all_scores, on_long, numbered=not texts, quiet=quiet or bool(texts))
+        _answer(model, rows, all_scores, on_long, numbered=numbered, quiet=quiet)
 
 
 def _stdin() -> BinaryIO:
@@ -96,11 +118,43 @@ def _arguments(texts: tuple[str, ...], pair: bool) -> Iterator[Row]:
     yield from enumerate(zip(texts[::2], texts[1::2], strict=True), 1)
 
 
+def _generate(
+    model: ChatModel,
+    prompts: Iterator[tuple[int, Any]],
+    options: dict[str, Any],
+    *,
+    numbered: bool,
+    quiet: bool,
+) -> None:
+    from edgelm.runtime.errors import InputError
+    from edgelm.runtime.predictions import to_json
+    from edgelm.runtime.progress import Progress
+    from edgelm.runtime.streams import chunks
+
+    progress = Progress("quiet" if quiet else "auto")
+    done = 0
+    with progress.stage("predict"):
+        for chunk in chunks(prompts, PROMPTS_AT_ONCE):
+            try:
+                answers = model.predict([prompt for _, prompt in chunk], **options)
+            except InputError as err:
+                if err.index is None or not numbered:
+                    raise
+                row, said = chunk[err.index][0], err.message.partition(": ")[2]
+                raise InputError(f"row {row}: {said}", hint=err.hint) from err
+            for (row, _), answer in zip(chunk, answers, strict=True):
+                line = {"row": row, **to_json(answer)} if numbered else to_json(answer)
+                sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            done += len(chunk)
+            progress.advance(done)
+
+
 def _answer(
-    model: Model,
+    model: TextModel,
     rows: Iterator[Row],
     all_scores: bool,
-    on_long: Literal["truncate", "error"],
+    on_long: str | None,
     *,
     numbered: bool,
     quiet: bool,

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgelm.runtime.chat_model import ChatModel
     from edgelm.runtime.errors import (
         BundleError,
         BundleNotFound,
@@ -30,36 +31,46 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
-    from edgelm.runtime.model import Model, load
-    from edgelm.runtime.predictions import Classification, Embedding, LabelSet
+    from edgelm.runtime.load import load
+    from edgelm.runtime.model import Model
+    from edgelm.runtime.predictions import Classification, Embedding, Generation, LabelSet, Piece
+    from edgelm.runtime.text_model import TextModel
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "edgelm.runtime.model",
+    "load": "edgelm.runtime.load",
     "Model": "edgelm.runtime.model",
+    "TextModel": "edgelm.runtime.text_model",
+    "ChatModel": "edgelm.runtime.chat_model",
     "Classification": "edgelm.runtime.predictions",
     "LabelSet": "edgelm.runtime.predictions",
     "Embedding": "edgelm.runtime.predictions",
+    "Generation": "edgelm.runtime.predictions",
+    "Piece": "edgelm.runtime.predictions",
 }
 
 __all__ = [
     "BundleError",
     "BundleNotFound",
     "BundleVersionError",
+    "ChatModel",
     "Classification",
     "DataError",
     "EdgelmError",
     "Embedding",
+    "Generation",
     "InputError",
     "LabelSet",
     "MissingExtra",
     "Model",
     "ModelError",
+    "Piece",
     "RecipeError",
     "StorageError",
     "TamperedError",
     "TargetUnavailable",
+    "TextModel",
     "UnknownVariant",
     "UsageError",
     "VerificationError",

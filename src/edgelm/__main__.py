@@ -18,6 +18,7 @@ COMMANDS = {
     "compile": "edgelm.compiler.commands.compile",
     "init": "edgelm.compiler.commands.init",
     "predict": "edgelm.runtime.commands.predict",
+    "chat": "edgelm.runtime.commands.chat",
     "eval": "edgelm.runtime.commands.eval",
     "verify": "edgelm.runtime.commands.verify",
     "bench": "edgelm.runtime.commands.bench",

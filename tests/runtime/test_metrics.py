@@ -14,9 +14,13 @@ from edgelm.runtime.metrics import (
     agreement,
     classification_metrics,
     cosine,
+    first_difference,
     kl_divergence,
+    log_softmax,
     main_metric,
+    perplexity,
     spearman,
+    token_divergence,
 )
 
 SINGLE = Task("text-classification", ("a", "b", "c", "d"))
@@ -121,3 +125,38 @@ def test_spearman_gives_ties_their_mean_rank() -> None:
     b = np.array([5.0, 6.0, 7.0, 7.0])
     assert spearman(a, b) == pytest.approx(3.75 / 4.5)
     assert spearman(a, np.ones(4)) == 0.0
+
+
+def test_token_divergence_is_the_sum_over_the_vocabulary() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(0, 3, (5, 30)), rng.normal(0, 3, (5, 30))
+    for row, x, y in zip(token_divergence(a, b), a, b, strict=True):
+        p = [math.exp(v) / sum(map(math.exp, x)) for v in x]
+        q = [math.exp(v) / sum(map(math.exp, y)) for v in y]
+        assert row == pytest.approx(sum(s * math.log(s / t) for s, t in zip(p, q, strict=True)))
+    assert log_softmax(a) == pytest.approx(np.log(np.exp(a) / np.exp(a).sum(1, keepdims=True)))
+
+
+def test_a_reference_in_half_precision_is_as_good_as_equal() -> None:
+    logits = np.random.default_rng(5).normal(0, 4, (50, 2000)).astype(np.float32)
+    kept = log_softmax(logits).astype(np.float16)
+    found = token_divergence(kept, logits + np.float32(3))  # a shift of all logits is nothing
+    assert (found >= 0).all()
+    assert found.max() < 1e-5
+    assert np.isnan(token_divergence(kept[:1], np.full((1, 2000), np.nan))).all()
+
+
+def test_perplexity_is_the_geometric_mean() -> None:
+    p = np.array([0.5, 0.1, 0.9])
+    assert perplexity(-np.log(p)) == pytest.approx(1 / (0.5 * 0.1 * 0.9) ** (1 / 3))
+    assert perplexity(np.array([1e4])) == math.inf
+    assert math.isnan(perplexity(np.array([math.nan])))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "at"),
+    [([], [], None), ([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [4], 0)],
+)
+def test_first_difference(a: list[int], b: list[int], at: int | None) -> None:
+    assert first_difference(a, b) == at
+    assert first_difference(b, a) == at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgelm.runtime.engine import Device
@@ -49,6 +51,13 @@ def only_gguf(target: str, device: Device) -> str | None:
 )
 def test_the_fastest_that_runs_and_is_asked_for(name, unavailable, chosen) -> None:
     assert select_variant(BUNDLE, name, "auto", unavailable).name == chosen
+
+
+def test_generation_goes_by_tokens_of_an_answer() -> None:
+    slow, fast = variant("gguf", "f16", None), variant("gguf", "q4_0", None)
+    slow = replace(slow, measured=Measured(1, answer_tokens_per_s=20.0))
+    fast = replace(fast, measured=Measured(1, answer_tokens_per_s=90.0, prompt_tokens_per_s=1.0))
+    assert select_variant(manifest(slow, fast), None, "auto", runs).name == "gguf-q4_0"
 
 
 def test_the_first_where_nothing_was_measured() -> None:

@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edgelm.runtime.manifest import Task
-from edgelm.runtime.verify import _labels_hold  # pyright: ignore[reportPrivateUsage]
+from edgelm.runtime.verify import (
+    _labels_hold,  # pyright: ignore[reportPrivateUsage]
+    golden_limits,
+)
 
 
 def test_a_label_flips_only_where_the_packed_margin_is_small() -> None:
@@ -43,3 +47,12 @@ def test_a_target_of_a_later_version_is_skipped(run_cli, classifier: Path, tmp_p
     run = run_cli("bench", copy, "--threads", 1, "--seconds", 0.01, "--json")
     assert (run.code, list(run.rows[0])) == (0, ["onnx-fp32"])
     assert "gguf-f16: skipped: not known to this version" in run.err
+
+
+def test_golden_numbers_of_generation_may_move_by_precision() -> None:
+    expected = np.array([[3.0, 8.0], [2.0, 40.0]])
+    assert golden_limits("f32", expected) == pytest.approx(np.array([[0.002, 0.02], [0.002, 0.08]]))
+    half, few = golden_limits("bf16", expected), golden_limits("q4_0", expected)
+    assert (golden_limits("f16", expected) == half).all()
+    assert (half < few).all()
+    assert (golden_limits("int4", expected) == few).all()

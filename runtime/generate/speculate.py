@@ -1,0 +1,81 @@
+"""Guesses of the next tokens, for the model to check several at once.
+
+A guess costs one wider step of the engine, and saves a step for each token that was right. What is
+answered stays the same: every token is picked from the model's own logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from edgelm.runtime.generate.held import Held
+
+MAX_NGRAM, MIN_NGRAM = 4, 2
+MAX_LOOKUP, MAX_DRAFT = 10, 6  # tokens of a guess
+
+
+class Guesser(Protocol):
+    """Guesses for one answer."""
+
+    def guess(self, ids: Sequence[int]) -> list[int]:
+        """Tokens that may follow `ids`, which only ever grow; empty without an idea."""
+        ...
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        """How many of the last guess were right."""
+        ...
+
+
+class _Length:
+    """Longer guesses after one that held, shorter ones after one that failed."""
+
+    def __init__(self, most: int) -> None:
+        self.n, self._most = min(4, most), most
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        if n_guessed:
+            grown = self.n * 2 if n_right == n_guessed else max(2, n_right + 1)
+            self.n = min(self._most, grown)
+
+
+class PromptLookup(_Length):
+    """Where the end of the text stood before, what followed it there is guessed to follow again
+    (Saxena 2023, "Prompt Lookup Decoding"). It pays where answers repeat their prompt, as in
+    extraction and rewriting, and costs little elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(MAX_LOOKUP)
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> place after its last occurrence
+        self._n_seen = 0
+
+    def guess(self, ids: Sequence[int]) -> list[int]:
+        self._note(ids)
+        for n in range(MAX_NGRAM, MIN_NGRAM - 1, -1):
+            at = self._after.get(tuple(ids[-n:])) if len(ids) >= n else None
+            if at is not None:
+                return list(ids[at : at + self.n])
+        return []
+
+    def _note(self, ids: Sequence[int]) -> None:
+        """Index every n-gram that has a successor by now."""
+        for end in range(max(self._n_seen, MIN_NGRAM), len(ids)):
+            for n in range(MIN_NGRAM, min(MAX_NGRAM, end) + 1):
+                self._after[tuple(ids[end - n : end])] = end
+        self._n_seen = len(ids)
+
+
+class Draft(_Length):
+    """A smaller model of the same vocabulary says what it would answer (Leviathan et al. 2023,
+    arXiv:2211.17192, with picks in place of rejection sampling)."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__(MAX_DRAFT)
+        self._held = held
+
+    def guess(self, ids: Sequence[int]) -> list[int]:
+        found: list[int] = []
+        room = self._held.context_tokens - len(ids)
+        for _ in range(min(self.n, room)):
+            found.append(int(self._held.logits([*ids, *found])[0].argmax()))
+        return found

@@ -1,0 +1,90 @@
+"""`edgelm.load(path)`: from a bundle to a model that predicts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgelm.runtime.bundle import Bundle
+from edgelm.runtime.engine import DEVICES, DecoderOptions, Device
+from edgelm.runtime.errors import UsageError
+from edgelm.runtime.floors import check_engine
+from edgelm.runtime.manifest import TOKENIZER_FILE
+from edgelm.runtime.model import Model
+from edgelm.runtime.select import select_variant
+
+if TYPE_CHECKING:
+    from edgelm.runtime.chat_model import ChatModel
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    context_tokens: int | None = None,
+    draft: str | os.PathLike[str] | None = None,
+) -> Model:
+    """Open a bundle: a `TextModel` for classification and embeddings, a `ChatModel` for generation.
+
+    variant: a variant's name (`onnx-int8`) or a target's (`gguf`); the fastest that runs here when
+    left out. device: auto, cpu or cuda. threads: of the engine; all cores the process may use when
+    left out. context_tokens: of a generation model, prompt and answer together; the bundle's own
+    when left out, less takes less memory. draft: a smaller generation bundle of the same tokenizer,
+    which `speculate="draft"` asks for guesses.
+
+    Raises BundleNotFound, BundleVersionError, TamperedError, BundleError, UnknownVariant,
+    MissingExtra, TargetUnavailable, UsageError.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"device: {device!r} is none of {', '.join(DEVICES)}")
+    options = DecoderOptions(device, threads, context_tokens)
+    bundle = Bundle(Path(path))
+    chosen = select_variant(bundle.manifest, variant, device, unavailable)
+    bundle.check_for(chosen)
+    check_engine(chosen)
+    if bundle.manifest.task.kind == "text-generation":
+        from edgelm.runtime.chat_model import ChatModel
+
+        helper = None if draft is None else _load_draft(Path(draft), bundle, options)
+        try:
+            return ChatModel(bundle, chosen, options, helper)
+        except BaseException:
+            if helper is not None:
+                helper.close()
+            raise
+    if draft is not None or context_tokens is not None:
+        raise UsageError(f"{path}: its task is {bundle.manifest.task.kind}: no draft, no context")
+    from edgelm.runtime.text_model import TextModel
+
+    return TextModel(bundle, chosen, options)
+
+
+def _load_draft(path: Path, bundle: Bundle, options: DecoderOptions) -> ChatModel:
+    """Raises UsageError unless its tokens are those of `bundle`."""
+    from edgelm.runtime.chat_model import ChatModel
+
+    model = load(path, device=options.device, threads=options.threads)
+    own, others = (
+        {f.sha256 for f in m.files if f.path == TOKENIZER_FILE}
+        for m in (bundle.manifest, model.manifest)
+    )
+    if not isinstance(model, ChatModel) or own != others:
+        model.close()
+        raise UsageError(f"{path}: a draft model must generate text with the same tokenizer")
+    return model
+
+
+def unavailable(target: str, device: Device) -> str | None:
+    """Why a target cannot run here, which may be one this version does not know; else None."""
+    from edgelm.targets import TARGETS, get_target
+
+    if target not in TARGETS:
+        return "not known to this version of edgelm"
+    found = get_target(target)
+    reason = found.available()
+    if reason is None and device not in ("auto", *found.capabilities().devices):
+        return f"no {device} device"
+    return reason
