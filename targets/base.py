@@ -6,12 +6,12 @@ and give plain files, so the compiler can cache, verify and pack what lies betwe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from edgelm.runtime.engine import EngineOptions, Session, TokenBatch
+from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session, TokenBatch
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
 
 
@@ -20,8 +20,13 @@ class Capabilities:
     """What a target can be asked for."""
 
     tasks: tuple[TaskKind, ...]
-    precisions: tuple[str, ...]
+    precisions: tuple[str, ...]  # for one task or another
     devices: tuple[str, ...]
+    by_task: Mapping[TaskKind, tuple[str, ...]] | None = None  # where the tasks differ in that
+
+    def precisions_for(self, task: TaskKind) -> tuple[str, ...]:
+        """The precisions that a model of this task can be lowered to."""
+        return self.precisions if self.by_task is None else self.by_task.get(task, ())
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Quantization:
 
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     reduce_range: bool = True  # keep 8-bit weights in 7 bits, so that no CPU's products saturate
+    # regular expression, searched in the names of the file's tensors -> their type; first one wins
+    tensor_types: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class LowerRequest:
     folder: Path  # an empty folder to write into
     quantization: Quantization = field(default_factory=Quantization)
     calibration: Callable[[], Iterable[TokenBatch]] = tuple  # training texts, tokenized
+    imatrix: Path | None = None  # importance matrix, in llama.cpp's format
     report: Callable[[str], None] = lambda step: None  # says which step is running
 
 
@@ -54,6 +62,7 @@ class Lowered:
     engine: dict[str, str]  # package -> lowest version that runs the files
     # for `open`, kept in the manifest
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[str, ...] = ()  # what the user should know of the files
 
 
 class Target(Protocol):
@@ -62,6 +71,7 @@ class Target(Protocol):
     name: str
     engine_package: str  # whose version decides what the engine answers
     lower_packages: tuple[str, ...]  # whose versions decide what `lower` writes
+    decoder_packages: tuple[str, ...]  # the same for the task text-generation
 
     def capabilities(self) -> Capabilities: ...
 
@@ -73,6 +83,12 @@ class Target(Protocol):
         """Open the variant's files under `folder` (the bundle's root; paths as in `variant.files`).
 
         Raises TargetUnavailable, MissingExtra, BundleError."""
+        ...
+
+    def open_decoder(
+        self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions
+    ) -> DecoderSession:
+        """As `open`, for a variant of the task text-generation."""
         ...
 
     def lower(self, request: LowerRequest) -> Lowered:

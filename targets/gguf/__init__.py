@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgelm.runtime.engine import EngineOptions, Session
+from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
 from edgelm.runtime.errors import EdgelmError
-from edgelm.runtime.manifest import Task, Variant
+from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
 from edgelm.targets.base import Capabilities, Lowered, LowerRequest
 from edgelm.targets.gguf.precisions import PRECISIONS
 
@@ -17,6 +17,7 @@ class GgufTarget:
     name = "gguf"
     engine_package = "llama-cpp-python"
     lower_packages = ("gguf", "llama-cpp-python")
+    decoder_packages = lower_packages
 
     def capabilities(self) -> Capabilities:
         devices: tuple[str, ...] = ("cpu",)
@@ -26,7 +27,12 @@ class GgufTarget:
 
             if has_cuda(bindings.load()):
                 devices = ("cpu", "cuda")
-        return Capabilities(("text-classification", "feature-extraction"), PRECISIONS, devices)
+        tasks: tuple[TaskKind, ...] = (
+            "text-classification",
+            "feature-extraction",
+            "text-generation",
+        )
+        return Capabilities(tasks, PRECISIONS, devices)
 
     def available(self) -> str | None:
         """None when llama.cpp's library loads here, else the reason with the cure."""
@@ -43,6 +49,14 @@ class GgufTarget:
         from edgelm.targets.gguf.engine import GgufSession
 
         return GgufSession(folder, variant, task, options)
+
+    def open_decoder(
+        self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions
+    ) -> DecoderSession:
+        """Open the files of a generation variant. Raises as `open` does."""
+        from edgelm.targets.gguf.decoder import GgufDecoder
+
+        return GgufDecoder(folder, variant, text, options)
 
     def lower(self, request: LowerRequest) -> Lowered:
         """Write the variant's files. Raises ModelError, MissingExtra."""

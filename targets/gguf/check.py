@@ -2,7 +2,7 @@
 
 llama.cpp ends the process on some broken headers (assertions on counts, duplicate tokens, zero
 heads), and reads past the end of some short files. Everything it relies on is checked here first,
-in plain Python: a bad file raises BundleError. Only the two graphs edgelm writes are known.
+in plain Python: a bad file raises BundleError. Only the graphs edgelm writes are known.
 """
 
 from __future__ import annotations
@@ -35,13 +35,20 @@ BLOCKS: dict[int, tuple[int, int]] = {
     12: (256, 144),  # q4_k
     13: (256, 176),  # q5_k
     14: (256, 210),  # q6_k
+    16: (256, 66),  # iq2_xxs
+    17: (256, 74),  # iq2_xs
     18: (256, 98),  # iq3_xxs
+    19: (256, 50),  # iq1_s
     20: (32, 18),  # iq4_nl
     21: (256, 110),  # iq3_s
+    22: (256, 82),  # iq2_s
     23: (256, 136),  # iq4_xs
+    29: (256, 56),  # iq1_m
     30: (1, 2),  # bf16
     34: (256, 54),  # tq1_0
     35: (256, 66),  # tq2_0
+    39: (32, 17),  # mxfp4
+    40: (64, 36),  # nvfp4
     41: (128, 18),  # q1_0
     42: (64, 18),  # q2_0
 }
@@ -65,6 +72,13 @@ _TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
+class Array:
+    """A key's value that is a list, of which only the length is kept."""
+
+    length: int
+
+
+@dataclass(frozen=True)
 class TensorInfo:
     """One tensor: its ggml type, its shape as numpy would say it (rows first), and its bytes."""
 
@@ -76,7 +90,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself. Of arrays only the length is kept."""
+    """What a GGUF file says of itself."""
 
     keys: dict[str, Any]
     tensors: dict[str, TensorInfo]
@@ -192,7 +206,7 @@ def _value(cursor: _Cursor, name: str) -> Any:
             cursor.skip(n * struct.calcsize("<" + _SCALARS[kind]))
         else:
             raise _Bad(f"{name}: an array of the unknown type {kind}")
-        return n
+        return Array(n)
     if kind not in _SCALARS:
         raise _Bad(f"{name}: the unknown type {kind}")
     return cursor.scalar(_SCALARS[kind])

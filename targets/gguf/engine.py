@@ -51,14 +51,14 @@ class GgufSession:
         self._owned = ExitStack()  # the model, then the context
         self._context: Any = None
         mine = read_options(variant)
-        path = folder / _file(variant, ".gguf")
+        path = folder / file_ending(variant, ".gguf")
         header = read_header(path)
         self._facts = read_facts(header, path)
         self._max_tokens = min(mine.max_tokens, self._facts.context_length)
         self._head = self._load_head(folder, variant, mine)
         self._rows = TokenRows(path, header, self._facts.n_embd) if mine.type_ids else None
         self._library = bindings.load()
-        self.device = _device(self._library, options)
+        self.device = device_for(self._library, options)
         self._budget = max(TOKENS_A_CALL, self._max_tokens)
         self._open(path, mine, options)
         self._n_out = self._outputs(path, mine, task)
@@ -138,7 +138,7 @@ class GgufSession:
     def _load_head(self, folder: Path, variant: Variant, mine: Options) -> Head | None:
         if mine.head is None:
             return None
-        return load_head(folder / _file(variant, mine.head), self._facts.n_embd)
+        return load_head(folder / file_ending(variant, mine.head), self._facts.n_embd)
 
     def _check(self, batch: TokenBatch) -> None:
         # llama.cpp ends the process on positions beyond the table
@@ -236,7 +236,7 @@ def read_options(variant: Variant) -> Options:
     return Options(str(pooling), int(max_tokens or 0), head, o.get("type_ids") is True)
 
 
-def _file(variant: Variant, ending: str) -> str:
+def file_ending(variant: Variant, ending: str) -> str:
     found = [f.path for f in variant.files if f.path.endswith(ending)]
     if len(found) != 1:
         raise BundleError(f"variant {variant.name}: it lists {len(found)} files ending in {ending}")
@@ -249,7 +249,7 @@ def has_cuda(library: Any) -> bool:
     return offload and b"CUDA" in library.llama_print_system_info()
 
 
-def _device(library: Any, options: EngineOptions) -> str:
+def device_for(library: Any, options: EngineOptions) -> str:
     """The CPU unless CUDA is asked for by name."""
     if options.device != "cuda":
         return "cpu"

@@ -1,17 +1,19 @@
-"""The model families this target lowers: config.json's model_type -> the function that plans it."""
+"""The model families this target lowers: config.json's model_type -> what plans it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from edgelm.runtime.errors import ModelError
-from edgelm.runtime.manifest import Task
+from edgelm.runtime.manifest import Task, TextLimits
 from edgelm.targets.gguf.bert import plan_bert
+from edgelm.targets.gguf.decoders import DECODERS
+from edgelm.targets.gguf.llama import plan_llama
 from edgelm.targets.gguf.modernbert import plan_modernbert
 from edgelm.targets.gguf.plan import Config, Plan
 from edgelm.targets.gguf.weights import Weights
 
-FAMILIES: dict[str, Callable[[Config, Weights, Task], Plan]] = {
+ENCODERS: dict[str, Callable[[Config, Weights, Task], Plan]] = {
     "bert": plan_bert,
     "roberta": plan_bert,
     "xlm-roberta": plan_bert,
@@ -20,14 +22,19 @@ FAMILIES: dict[str, Callable[[Config, Weights, Task], Plan]] = {
 }
 
 
-def make_plan(config: Config, weights: Weights, task: Task) -> Plan:
+def make_plan(config: Config, weights: Weights, task: Task, text: TextLimits) -> Plan:
     """Plan the model. Raises ModelError for families and traits no llama.cpp graph computes."""
-    family = config.values.get("model_type")
-    if family not in FAMILIES:
+    family = str(config.values.get("model_type"))
+    generates = task.kind == "text-generation"
+    known = DECODERS if generates else ENCODERS
+    if family not in known:
         raise ModelError(
-            f"config.json: model_type is {family!r}; the gguf target knows {', '.join(FAMILIES)}",
+            f"config.json: model_type is {family!r}; for {task.kind} the gguf target knows "
+            f"{', '.join(known)}",
             hint="choose another target for this model, such as onnx",
         )
+    if generates:
+        return plan_llama(DECODERS[family], config, weights, text)
     if task.kind == "text-classification" and not task.labels:
         raise ModelError("a classifier needs labels, the task states none")
-    return FAMILIES[family](config, weights, task)
+    return ENCODERS[family](config, weights, task)

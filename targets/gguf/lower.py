@@ -10,14 +10,19 @@ from typing import Any
 from edgelm.runtime.errors import MissingExtra, ModelError
 from edgelm.targets.base import Lowered, LowerRequest
 from edgelm.targets.gguf.families import make_plan
+from edgelm.targets.gguf.imatrix import check_covers, read_imatrix
 from edgelm.targets.gguf.plan import Config, Plan
-from edgelm.targets.gguf.precisions import FLOAT_FILE_TYPES, PRECISIONS
-from edgelm.targets.gguf.vocab import read_vocab
+from edgelm.targets.gguf.precisions import FLOAT_FILE_TYPES, PRECISIONS, needs_matrix
+from edgelm.targets.gguf.vocab import Vocab, read_vocab
 from edgelm.targets.gguf.weights import Weights
 from edgelm.targets.gguf.writer import write_gguf
 
 MODEL_FILE = "model.gguf"
 HEAD_FILE = "head.safetensors"
+_NO_TOKENS = (
+    "llama.cpp has no tokenizer of this kind: other programs than edgelm can feed the file with "
+    "token ids only"
+)
 ENGINE = {"llama-cpp-python": ">=0.3.36"}
 
 
@@ -29,28 +34,27 @@ def lower(request: LowerRequest) -> Lowered:
         )
     config = _read_config(request.model_dir)
     with Weights(request.model_dir) as weights:
-        plan = make_plan(config, weights, request.task)
+        plan = make_plan(config, weights, request.task, request.text)
         _check_sizes(plan, weights, request)
         family = str(config.values["model_type"])
         n_rows = weights.shape(plan.moves[0].source)[0]
-        vocab = read_vocab(request.model_dir, n_rows, family)
-        if vocab.model == "none":
-            request.report("llama.cpp has no tokenizer of this kind: the file holds token ids only")
+        vocab = read_vocab(request.model_dir, n_rows, family, generates=plan.pooling is None)
         # no path in the name: equal inputs give equal bytes
-        name = f"{family} {request.task.kind} {request.precision}"
+        name = f"{_family_name(family, vocab)} {request.task.kind} {request.precision}"
         is_float = request.precision in FLOAT_FILE_TYPES
         first = request.folder / (MODEL_FILE if is_float else "unquantized.gguf.tmp")
-        float_precision = request.precision if is_float else "f32"
+        float_precision = request.precision if is_float else _own_precision(plan, weights)
         request.report(f"writing {float_precision} tensors")
         try:
             write_gguf(first, plan, weights, vocab, request.task, name, float_precision)
             if not is_float:
                 request.report(f"quantizing to {request.precision}")
-                _quantize(first, request, plan)
+                _quantize(first, request, plan, weights)
         finally:
             if not is_float:
                 first.unlink(missing_ok=True)
-    options: dict[str, Any] = {"pooling": plan.pooling, "max_tokens": request.text.max_tokens}
+    options: dict[str, Any] = {"max_tokens": request.text.max_tokens}
+    options |= {"decoder": True} if plan.pooling is None else {"pooling": plan.pooling}
     files = [MODEL_FILE]
     if plan.head is not None:
         plan.head.save(request.folder / HEAD_FILE)
@@ -58,21 +62,42 @@ def lower(request: LowerRequest) -> Lowered:
         options["head"] = HEAD_FILE
     if _feeds_vectors(request, plan):
         options["type_ids"] = True
-    return Lowered(tuple(files), dict(ENGINE), options)
+    notes = (_NO_TOKENS,) if vocab.model == "none" else vocab.notes
+    return Lowered(tuple(files), dict(ENGINE), options, notes)
 
 
-def _quantize(source: Path, request: LowerRequest, plan: Plan) -> None:
+def _quantize(source: Path, request: LowerRequest, plan: Plan, weights: Weights) -> None:
     try:
-        from edgelm.targets.gguf.quantize import quantize_file
+        from edgelm.targets.gguf.quantize import How, choose_types, quantize_file, table_type
     except ImportError as err:
         raise MissingExtra("llama-cpp-python", "gguf") from err
-    quantize_file(
-        source,
-        request.folder / MODEL_FILE,
-        request.precision,
-        int(plan.keys["embedding_length"]),
-        keep_table=_feeds_vectors(request, plan),
-    )
+    matrices = [move for move in plan.moves if move.is_matrix]
+    importance = {}
+    if request.imatrix is not None:
+        imatrix = read_imatrix(request.imatrix)
+        widths = {move.name: weights.shape(move.source)[1] for move in matrices}
+        check_covers(imatrix, plan, widths, str(request.imatrix))
+        importance = imatrix.means()
+    types = choose_types(request.quantization.tensor_types, [move.name for move in matrices])
+    if needs_matrix(request.precision, types.values()) and not importance:
+        raise ModelError(f"{request.precision} cannot be made without an importance matrix")
+    table = None
+    if _feeds_vectors(request, plan):
+        table = table_type(int(plan.keys["embedding_length"]))
+    how = How(table, types, importance)
+    quantize_file(source, request.folder / MODEL_FILE, request.precision, how)
+
+
+def _own_precision(plan: Plan, weights: Weights) -> str:
+    """The float type that holds all matrices as they are, for what is quantized from it."""
+    stored = {weights.dtype(move.source) for move in plan.moves if move.is_matrix}
+    return {"F16": "f16", "BF16": "bf16"}.get(stored.pop(), "f32") if len(stored) == 1 else "f32"
+
+
+def _family_name(family: str, vocab: Vocab) -> str:
+    """llama.cpp takes "phi3" in a file's name as a word on the tokenizer: white space after
+    special tokens is dropped, and some of them must exist."""
+    return family if family != "phi3" or vocab.strips_like_phi3 else "phi"
 
 
 def _feeds_vectors(request: LowerRequest, plan: Plan) -> bool:
@@ -96,9 +121,11 @@ def _check_sizes(plan: Plan, weights: Weights, request: LowerRequest) -> None:
     """What llama.cpp would only find out at load time, or never."""
     if request.text.max_tokens > plan.context_length:
         raise ModelError(
-            f"max_tokens is {request.text.max_tokens}, the model's positions end at "
-            f"{plan.context_length}"
+            f"max_tokens is {request.text.max_tokens}, {plan.context_ends} {plan.context_length}",
+            hint=f"lower max_tokens to {plan.context_length}, or choose another target",
         )
+    if plan.pooling is None:
+        return
     width, heads = plan.keys["embedding_length"], plan.keys["attention.head_count"]
     if width % heads or (width // heads) % 2:
         raise ModelError(f"{width} values do not split evenly over {heads} heads")

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.gguf.head import Head
 
@@ -22,19 +25,24 @@ class Move:
     source: str  # in the checkpoint
     is_matrix: bool = False  # quantized or halved; everything else stays float32
     skip_rows: int = 0  # leading rows left behind
+    n_heads: int = 0  # not 0: the rows of each head are laid out for rope over neighbours
+    shift: float = 0.0  # added to every value
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the writer needs to know of one model."""
+    """Everything the writer needs to know of one model. The first move is the token table."""
 
     arch: str
-    pooling: PoolingMode
+    pooling: PoolingMode | None  # None for a decoder
     context_length: int
     n_token_types: int
     keys: dict[str, Any]  # the graph's own keys, its name left off
     moves: tuple[Move, ...]
     head: Head | None = None  # when the graph cannot hold the classification head
+    # vectors that the checkpoint does not hold, by their name in the file
+    tables: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
+    context_ends: str = "the model's positions end at"  # why the context is no longer
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,14 @@ class Config:
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def count(self, key: str) -> int:
+    def count(self, key: str, default: int | None = None) -> int:
         """A whole number >= 1."""
-        value = self.values.get(key)
+        value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ModelError(f"config.json: {key} is {value!r}, not a whole number >= 1")
         return value
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: float | None) -> float:
         """A float; the default is the one of the model's class in transformers."""
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -66,9 +74,16 @@ class Config:
         """The value when it is one that the graph computes, else ModelError."""
         value = self.get(key, default)
         if value not in allowed:
-            known = " or ".join(repr(a) for a in allowed)
-            raise ModelError(
-                f"config.json: {key} is {value!r}; {why} (it computes {known})",
-                hint="choose another target for this model, such as onnx",
-            )
+            raise self.refusal(key, value, f"{why} (it computes {_either(allowed)})")
         return value
+
+    def refusal(self, key: str, value: object, why: str) -> ModelError:
+        """The error for a trait that cannot be translated."""
+        return ModelError(
+            f"config.json: {key} is {value!r}; {why}",
+            hint="choose another target for this model, such as onnx",
+        )
+
+
+def _either(allowed: tuple[Any, ...]) -> str:
+    return " or ".join(repr(a) for a in allowed)

@@ -1,10 +1,12 @@
-"""The one table of precisions: name -> llama.cpp's file type number.
+"""The tables of precisions, name -> llama.cpp's file type number, and of single tensors' types.
 
-Left out are the types that llama.cpp refuses to make without an importance matrix (iq1_s, iq1_m,
-iq2_*, iq3_xxs, iq3_xs, q2_k_s) and those it makes for mixtures of experts only.
+Left out is what llama.cpp makes for mixtures of experts only (mxfp4_moe), and nvfp4, for which it
+has no recipe of a whole file.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 FLOAT_FILE_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 32}
 
@@ -26,7 +28,16 @@ QUANTIZED_FILE_TYPES: dict[str, int] = {
     "q3_k_s": 11,
     "iq3_m": 27,
     "iq3_s": 26,
+    "iq3_xs": 22,
+    "iq3_xxs": 23,
     "q2_k": 10,
+    "q2_k_s": 21,
+    "iq2_m": 29,
+    "iq2_s": 28,
+    "iq2_xs": 20,
+    "iq2_xxs": 19,
+    "iq1_m": 31,
+    "iq1_s": 24,
     "tq2_0": 37,
     "tq1_0": 36,
     "q2_0": 41,
@@ -34,3 +45,60 @@ QUANTIZED_FILE_TYPES: dict[str, int] = {
 }
 
 PRECISIONS: tuple[str, ...] = (*FLOAT_FILE_TYPES, *QUANTIZED_FILE_TYPES)
+
+# ggml's numbers of the types that a single tensor can be given
+TENSOR_TYPES: dict[str, int] = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q6_k": 14,
+    "q5_k": 13,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_k": 12,
+    "iq4_nl": 20,
+    "iq4_xs": 23,
+    "mxfp4": 39,
+    "nvfp4": 40,
+    "q4_1": 3,
+    "q4_0": 2,
+    "q3_k": 11,
+    "iq3_s": 21,
+    "iq3_xxs": 18,
+    "q2_k": 10,
+    "iq2_s": 22,
+    "iq2_xs": 17,
+    "iq2_xxs": 16,
+    "iq1_m": 29,
+    "iq1_s": 19,
+    "tq2_0": 35,
+    "tq1_0": 34,
+    "q2_0": 42,
+    "q1_0": 41,
+}
+
+# Without an importance matrix llama.cpp refuses to make these; of tensors it aborts on some.
+_FILES_IN_NEED = frozenset(
+    {
+        *("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s"),
+        *("iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"),
+    }
+)
+TENSORS_IN_NEED = frozenset({"iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"})
+_OVER_FIVE_BITS = ("q8_0", "q6_k")  # which gain nothing worth a pass over texts
+
+
+def needs_matrix(precision: str, tensor_types: Iterable[str] = ()) -> bool:
+    """Whether this cannot be made without an importance matrix; `tensor_types` are single
+    tensors' types."""
+    if precision not in QUANTIZED_FILE_TYPES:
+        return False
+    return precision in _FILES_IN_NEED or not TENSORS_IN_NEED.isdisjoint(tensor_types)
+
+
+def gains_by_matrix(precision: str, tensor_types: Iterable[str] = ()) -> bool:
+    """Whether an importance matrix is worth computing."""
+    if needs_matrix(precision, tensor_types):
+        return True
+    return precision in QUANTIZED_FILE_TYPES and precision not in _OVER_FIVE_BITS

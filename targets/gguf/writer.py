@@ -1,14 +1,18 @@
-"""Write a plan's GGUF file, one tensor in memory at a time."""
+"""Write a plan's GGUF file, a block of rows in memory at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgelm.runtime.errors import MissingExtra, ModelError
+from edgelm.runtime.errors import MissingExtra
 from edgelm.runtime.manifest import Task
+from edgelm.targets.gguf.floats import FLOATS, convert, to_float32
 from edgelm.targets.gguf.plan import POOLING_TYPES, Move, Plan
 from edgelm.targets.gguf.precisions import FLOAT_FILE_TYPES
 from edgelm.targets.gguf.vocab import Vocab
@@ -24,7 +28,7 @@ def write_gguf(
     except ImportError as err:
         raise MissingExtra("gguf", "compile") from err
     kind = gguf.GGMLQuantizationType
-    matrix_type = {"f32": kind.F32, "f16": kind.F16, "bf16": kind.BF16}[precision]
+    kinds = {"f32": kind.F32, "f16": kind.F16, "bf16": kind.BF16}
     writer = gguf.GGUFWriter(path, plan.arch)
     try:
         writer.add_type("model")
@@ -34,28 +38,21 @@ def write_gguf(
         _add_graph(writer, plan, task)
         n_rows = _shape(weights, plan.moves[0])[0]
         _add_vocab(writer, plan, vocab, n_rows)
-        types = [matrix_type if move.is_matrix else kind.F32 for move in plan.moves]
-        for move, tensor_type in zip(plan.moves, types, strict=True):
-            shape = _shape(weights, move)
-            n_bytes = int(np.prod(shape)) * (4 if tensor_type == kind.F32 else 2)
-            dtype = np.dtype(np.float32 if tensor_type == kind.F32 else np.float16)
-            writer.add_tensor_info(move.name, shape, dtype, n_bytes, raw_dtype=tensor_type)
+        tensors = [
+            (m.name, _shape(weights, m), precision if m.is_matrix else "f32") for m in plan.moves
+        ]
+        tensors += [(table, values.shape, "f32") for table, values in plan.tables.items()]
+        for tensor, shape, floats in tensors:
+            dtype = FLOATS[floats]
+            n_bytes = prod(shape) * dtype.itemsize
+            writer.add_tensor_info(tensor, shape, dtype, n_bytes, raw_dtype=kinds[floats])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for move, tensor_type in zip(plan.moves, types, strict=True):
-            values = weights.read(move.source)[move.skip_rows :]
-            if not np.isfinite(values).all():
-                raise ModelError(f"{move.source} holds values that are not finite")
-            with np.errstate(over="raise"):
-                try:
-                    data = gguf.quants.quantize(np.ascontiguousarray(values), tensor_type)
-                except FloatingPointError as err:
-                    raise ModelError(
-                        f"{move.source} holds values beyond float16's range",
-                        hint="use the precision bf16 or f32",
-                    ) from err
-            writer.write_tensor_data(data)
+        for move in plan.moves:
+            _write_tensor(writer, _blocks(weights, move, precision if move.is_matrix else "f32"))
+        for values in plan.tables.values():
+            _write_tensor(writer, iter([values.astype(FLOATS["f32"])]))
     finally:
         writer.close()
 
@@ -65,13 +62,39 @@ def _shape(weights: Weights, move: Move) -> tuple[int, ...]:
     return (rows - move.skip_rows, *rest)
 
 
+def _write_tensor(writer: Any, blocks: Iterator[NDArray[Any]]) -> None:
+    """As the writer's own `write_tensor_data`, which wants the whole tensor in memory."""
+    stream = writer.fout[0]
+    writer.write_padding(stream, stream.tell())
+    for block in blocks:
+        block.tofile(stream)
+    writer.write_padding(stream, stream.tell())
+
+
+def _blocks(weights: Weights, move: Move, precision: str) -> Iterator[NDArray[Any]]:
+    head_rows = weights.shape(move.source)[0] // move.n_heads if move.n_heads else 1
+    for block in weights.blocks(move.source, move.skip_rows, head_rows):
+        if move.n_heads:
+            block = interleave(block, head_rows)
+        if move.shift:
+            block = to_float32(block) + np.float32(move.shift)
+        yield np.ascontiguousarray(convert(block, precision, move.source))
+
+
+def interleave(rows: NDArray[Any], head_rows: int) -> NDArray[Any]:
+    """Rows of query or key heads, laid out for llama.cpp's rope of the kind NORM.
+
+    transformers turns row i of a head together with row i + head_rows / 2; NORM turns neighbours,
+    so rows 0 1 2 3 become 0 2 1 3. Query and key change alike, so their products stay."""
+    R = len(rows)
+    halves = rows.reshape(R // head_rows, 2, head_rows // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
 def _add_graph(writer: Any, plan: Plan, task: Task) -> None:
-    own: dict[str, Any] = {
-        **plan.keys,
-        "context_length": plan.context_length,
-        "attention.causal": False,
-        "pooling_type": POOLING_TYPES[plan.pooling],
-    }
+    own: dict[str, Any] = {**plan.keys, "context_length": plan.context_length}
+    if plan.pooling is not None:
+        own |= {"attention.causal": False, "pooling_type": POOLING_TYPES[plan.pooling]}
     if task.kind == "text-classification":
         own["classifier.output_labels"] = list(task.labels)
     for key, value in own.items():
@@ -80,9 +103,13 @@ def _add_graph(writer: Any, plan: Plan, task: Task) -> None:
 
 def _add_vocab(writer: Any, plan: Plan, vocab: Vocab, n_rows: int) -> None:
     _add(writer, "tokenizer.ggml.model", vocab.model)
-    _add(writer, "tokenizer.ggml.token_type_count", plan.n_token_types)
-    if vocab.model == "none":
+    if plan.pooling is not None:
+        _add(writer, "tokenizer.ggml.token_type_count", plan.n_token_types)
+    if vocab.chat_template is not None:
+        _add(writer, "tokenizer.chat_template", vocab.chat_template)
+    if vocab.model == "none" or plan.pooling is None:
         _add(writer, f"{plan.arch}.vocab_size", n_rows)
+    if vocab.model == "none":
         return
     for key, value in vocab.keys.items():
         _add(writer, f"tokenizer.ggml.{key}", value)

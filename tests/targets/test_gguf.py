@@ -24,9 +24,9 @@ from edgelm.runtime.errors import InputError, ModelError, TargetUnavailable, Usa
 from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
 from edgelm.targets.base import LowerRequest
 from edgelm.targets.gguf import TARGET
-from edgelm.targets.gguf.engine import _device as device_of
+from edgelm.targets.gguf.engine import device_for as device_of
 from edgelm.targets.gguf.engine import has_cuda
-from edgelm.targets.gguf.precisions import PRECISIONS, QUANTIZED_FILE_TYPES
+from edgelm.targets.gguf.precisions import PRECISIONS, QUANTIZED_FILE_TYPES, needs_matrix
 
 LABELS = ("card_lost", "refund", "other")
 CLASSIFY = Task("text-classification", LABELS)
@@ -144,6 +144,9 @@ def test_every_precision_works_or_says_why(precision, models, tmp_path):
         with pytest.raises(ModelError, match=f"{precision}: .*fallback"):
             run(models("bert"), CLASSIFY, tmp_path / "out", batch, precision)
         assert not list((tmp_path / "out").iterdir())
+    elif needs_matrix(precision):  # test_gguf_imatrix.py makes these with one
+        with pytest.raises(ModelError, match="without an importance matrix"):
+            run(models("bert"), CLASSIFY, tmp_path / "out", batch, precision)
     else:
         assert np.isfinite(run(models("bert"), CLASSIFY, tmp_path / "out", batch, precision)).all()
 

@@ -1,0 +1,276 @@
+"""The decoder session: sequences that grow, through llama.cpp's C interface, fed with ids only.
+
+Each slot is a sequence of llama.cpp's with a part of the key-value memory to itself. A fork is a
+context of its own over the same weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelm.runtime.engine import Chunk, DecoderOptions
+from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
+from edgelm.runtime.manifest import TextLimits, Variant
+from edgelm.targets.gguf import bindings
+from edgelm.targets.gguf.check import read_header
+from edgelm.targets.gguf.cores import physical_cores
+from edgelm.targets.gguf.engine import device_for, file_ending
+from edgelm.targets.gguf.facts import read_facts
+
+BATCH_TOKENS = 2048  # in one call of llama_decode
+UBATCH_TOKENS = 512  # that it computes at once
+_PADDING = 256  # llama.cpp rounds a sequence's memory up to this
+
+
+class GgufDecoder:
+    """A model, and a context of `n_slots` sequences."""
+
+    def __init__(
+        self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions
+    ) -> None:
+        path = folder / file_ending(variant, ".gguf")
+        facts = read_facts(read_header(path), path)
+        self._library = bindings.load()
+        self.device = device_for(self._library, options)
+        self._options = options
+        self._path = path
+        self.n_vocab = facts.n_vocab
+        if (options.context_tokens or 0) > facts.context_length:
+            raise UsageError(
+                f"context_tokens: {options.context_tokens} is more than the "
+                f"{facts.context_length} tokens that the model can hold"
+            )
+        wanted = options.context_tokens or min(text.max_tokens, facts.context_length)
+        self._owned = ExitStack()
+        bindings.last_errors()
+        params = self._library.llama_model_default_params()
+        params.n_gpu_layers = -1 if self.device == "cuda" else 0
+        model = self._library.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
+        self._owned.callback(self._library.llama_model_free, model)
+        self._model = model
+        self._open(options.n_slots, wanted)
+
+    def _open(self, n_slots: int, context_tokens: int) -> None:
+        """A context over `self._model`; its end is left to `self._owned`."""
+        library, on_gpu = self._library, self.device == "cuda"
+        self.n_slots, self.context_tokens = n_slots, context_tokens
+        self._lengths = [0] * n_slots
+        per_slot = -(-context_tokens // _PADDING) * _PADDING
+        self._n_batch = min(BATCH_TOKENS, per_slot * n_slots)
+        params = library.llama_context_default_params()
+        params.n_ctx = per_slot * n_slots
+        params.n_batch = self._n_batch
+        params.n_ubatch = min(UBATCH_TOKENS, self._n_batch)
+        params.n_seq_max = n_slots
+        params.kv_unified = False  # each sequence looks at its own part only
+        params.swa_full = True  # or a forgotten end could not be taken back
+        params.n_threads = params.n_threads_batch = self._options.threads or physical_cores()
+        params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_AUTO
+        params.offload_kqv = params.op_offload = on_gpu
+        params.no_perf = True
+        self._context = library.llama_init_from_model(self._model, params)
+        if not self._context:
+            self._owned.close()
+            raise TargetUnavailable(
+                f"llama.cpp cannot open {self._path} for {n_slots} x {context_tokens} tokens: "
+                f"{bindings.last_errors()}",
+                hint="a shorter context needs less memory",
+            )
+        self._owned.callback(library.llama_free, self._context)
+        self._memory = library.llama_get_memory(self._context)
+        self._batch = _Batch(library, self._n_batch)
+        # the address as a number: making a pointer object of it costs more than the call
+        kind = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+        self._address_of_logits = ctypes.cast(library.llama_get_logits, kind)
+        self._place = (0, 0)  # address and number of the logits that `_rows` shows
+        self._rows = np.empty((0, self.n_vocab), np.float32)
+        self._busy = threading.Lock()
+        self._forks: weakref.WeakSet[GgufDecoder] = weakref.WeakSet()
+        # a session that is dropped unclosed; at the process's end the memory goes anyway
+        weakref.finalize(self, self._owned.close).atexit = False
+
+    def fork(self, n_slots: int, context_tokens: int) -> GgufDecoder:
+        """A context of its own over the same weights."""
+        if self._context is None:
+            raise UsageError("the model was closed")
+        made = object.__new__(GgufDecoder)
+        made._library, made._model, made._path = self._library, self._model, self._path
+        made.device, made._options, made.n_vocab = self.device, self._options, self.n_vocab
+        made._parent = self  # the weights live as long as their forks
+        made._owned = ExitStack()
+        made._open(n_slots, context_tokens)
+        self._forks.add(made)
+        return made
+
+    _parent: GgufDecoder | None = None
+
+    def extend(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Append; logits (sum of n_logits, V), valid until the next call."""
+        with self._busy:
+            if self._context is None:
+                raise UsageError("the model was closed")
+            self._check(chunks)
+            calls = _calls(chunks, self._lengths, self._n_batch)
+            if len(calls) == 1:
+                return self._decode(calls[0])
+            # the next call writes where the last one's logits are
+            return np.concatenate([self._decode(call).copy() for call in calls])
+
+    def length(self, slot: int) -> int:
+        """Tokens that the sequence holds."""
+        return self._lengths[slot]
+
+    def truncate(self, slot: int, n_tokens: int) -> None:
+        """Forget all but the first `n_tokens`."""
+        if n_tokens >= self._lengths[slot]:
+            return
+        with self._busy:
+            if self._context is None:
+                raise UsageError("the model was closed")
+            self._forget(slot, n_tokens)
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Let `target` hold the first `n_tokens` of `source`, and nothing else."""
+        assert source != target and n_tokens <= self._lengths[source]
+        with self._busy:
+            if self._context is None:
+                raise UsageError("the model was closed")
+            self._forget(target, 0)
+            # between sequences with memories of their own llama.cpp copies whole ones
+            self._library.llama_memory_seq_cp(self._memory, source, target, 0, -1)
+            self._lengths[target] = self._lengths[source]
+            self._forget(target, n_tokens)
+
+    def close(self) -> None:
+        """Free the context and its forks, and the model unless this is a fork."""
+        for fork in list(self._forks):
+            fork.close()
+        with self._busy:
+            self._context = None
+            self._owned.close()
+
+    def _forget(self, slot: int, n_tokens: int) -> None:
+        if not self._library.llama_memory_seq_rm(self._memory, slot, n_tokens, -1):
+            raise TargetUnavailable(f"llama.cpp cannot shorten a sequence of {self._path}")
+        self._lengths[slot] = min(n_tokens, self._lengths[slot])
+
+    def _check(self, chunks: Sequence[Chunk]) -> None:
+        # llama.cpp ends the process on some of these
+        for chunk in chunks:
+            n, ids = len(chunk.ids), chunk.ids
+            if not (0 <= chunk.slot < self.n_slots and 0 <= chunk.n_logits <= n and n > 0):
+                raise UsageError(f"slot {chunk.slot}, {n} tokens, {chunk.n_logits} logits")
+            if self._lengths[chunk.slot] + n > self.context_tokens:
+                raise InputError(
+                    f"{self._lengths[chunk.slot] + n} tokens, the context holds "
+                    f"{self.context_tokens}"
+                )
+            # one id is compared by itself: a token's time is what an answer's speed is made of
+            low, high = (ids[0], ids[0]) if n == 1 else (ids.min(), ids.max())
+            if not 0 <= low <= high < self.n_vocab:
+                raise InputError(f"a token id outside 0 to {self.n_vocab - 1}")
+        if len(chunks) > 1 and len({chunk.slot for chunk in chunks}) < len(chunks):
+            raise UsageError("a slot stands in two chunks")
+
+    def _decode(self, call: list[tuple[Chunk, int]]) -> NDArray[np.float32]:
+        """One call's logits (n, V), in llama.cpp's memory."""
+        library = self._library
+        n_rows = self._batch.fill(call)
+        status = -1
+        try:
+            status = library.llama_decode(self._context, self._batch.batch)
+            if status == 0:
+                for chunk, start in call:
+                    self._lengths[chunk.slot] = start + len(chunk.ids)
+        finally:  # an interrupt may come between the call and our note of it
+            if any(self._lengths[c.slot] != start + len(c.ids) for c, start in call):
+                for chunk, start in call:  # what it took of them is not told
+                    self._forget(chunk.slot, start)
+        if status != 0:
+            raise TargetUnavailable(f"llama.cpp failed ({status}): {bindings.last_errors()}")
+        if n_rows == 0:
+            return np.empty((0, self.n_vocab), np.float32)
+        place = (self._address_of_logits(self._context), n_rows)
+        if place != self._place:
+            self._place = place
+            rows = ctypes.cast(place[0], ctypes.POINTER(ctypes.c_float))
+            self._rows = np.ctypeslib.as_array(rows, shape=(n_rows, self.n_vocab))
+        return self._rows
+
+
+def _calls(
+    chunks: Sequence[Chunk], lengths: Sequence[int], n_batch: int
+) -> list[list[tuple[Chunk, int]]]:
+    """The chunks with their starting positions, cut into calls of at most `n_batch` tokens."""
+    if sum(len(chunk.ids) for chunk in chunks) <= n_batch:
+        return [[(chunk, lengths[chunk.slot]) for chunk in chunks]]
+    calls: list[list[tuple[Chunk, int]]] = [[]]
+    room = n_batch
+    for chunk in chunks:
+        done, n = 0, len(chunk.ids)
+        while done < n:
+            if room == 0:
+                calls.append([])
+                room = n_batch
+            take = min(room, n - done)
+            wanted = max(0, min(take, chunk.n_logits - (n - done - take)))
+            part = Chunk(chunk.slot, chunk.ids[done : done + take], wanted)
+            calls[-1].append((part, lengths[chunk.slot] + done))
+            done += take
+            room -= take
+    return calls
+
+
+class _Batch:
+    """The arrays behind a llama_batch, made once."""
+
+    def __init__(self, library: Any, n: int) -> None:
+        self._ids = np.zeros(n, dtype=np.int32)
+        self._positions = np.zeros(n, dtype=np.int32)
+        self._slots = np.zeros(n, dtype=np.int32)
+        self._ones = np.ones(n, dtype=np.int32)
+        self._wanted = np.zeros(n, dtype=np.int8)
+        address = self._slots.ctypes.data
+        self._pointers = np.arange(address, address + 4 * n, 4, dtype=np.uintp)
+        kinds = {name: kind for name, kind in library.llama_batch._fields_}
+        self.batch = library.llama_batch()
+        for name, array in (
+            ("token", self._ids),
+            ("pos", self._positions),
+            ("n_seq_id", self._ones),
+            ("seq_id", self._pointers),
+            ("logits", self._wanted),
+        ):
+            setattr(self.batch, name, ctypes.cast(array.ctypes.data, kinds[name]))
+        self.batch.embd = None
+
+    def fill(self, call: list[tuple[Chunk, int]]) -> int:
+        """Put the chunks in; the number of rows of logits that they ask for."""
+        at = n_rows = 0
+        for chunk, start in call:
+            n = len(chunk.ids)
+            end = at + n
+            if n == 1:
+                self._ids[at], self._positions[at] = chunk.ids[0], start
+                self._slots[at], self._wanted[at] = chunk.slot, chunk.n_logits
+            else:
+                self._ids[at:end] = chunk.ids
+                self._positions[at:end] = np.arange(start, start + n)
+                self._slots[at:end] = chunk.slot
+                self._wanted[at:end] = 0
+                self._wanted[end - chunk.n_logits : end] = 1
+            n_rows += chunk.n_logits
+            at = end
+        self.batch.n_tokens = at
+        return n_rows

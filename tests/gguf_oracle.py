@@ -1,0 +1,104 @@
+"""Logits and token ids by llama.cpp's plain interface, and logits by Hugging Face."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+
+import numpy as np
+
+from edgelm.targets.gguf import bindings
+
+
+def llama_logits(path: Path, ids, n_ctx=128) -> np.ndarray:
+    """Logits (n, V) of all positions, in one call; keys and values stay float32."""
+    library = bindings.load()
+    params = library.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = library.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise OSError(f"{path}: {bindings.last_errors()}")
+    how = library.llama_context_default_params()
+    how.n_ctx = how.n_batch = how.n_ubatch = n_ctx
+    how.n_threads = how.n_threads_batch = 1
+    how.type_k = how.type_v = 0
+    how.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    context = library.llama_init_from_model(model, how)
+    if not context:
+        library.llama_model_free(model)
+        raise OSError(f"{path}: {bindings.last_errors()}")
+    batch = library.llama_batch_init(len(ids), 0, 1)
+    batch.n_tokens = len(ids)
+    for i, token in enumerate(ids):
+        batch.token[i], batch.pos[i], batch.logits[i] = int(token), i, True
+        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+    status = library.llama_decode(context, batch)
+    n_vocab = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+    if status == 0:
+        rows = library.llama_get_logits(context)
+        logits = np.ctypeslib.as_array(rows, shape=(len(ids), n_vocab)).copy()
+    library.llama_batch_free(batch)
+    library.llama_free(context)
+    library.llama_model_free(model)
+    if status != 0:
+        raise OSError(f"{path}: {status}: {bindings.last_errors()}")
+    return logits
+
+
+class LlamaVocab:
+    """llama.cpp's own tokenizer of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = bindings.load()
+        params = self._library.llama_model_default_params()
+        params.vocab_only = True
+        self._model = self._library.llama_model_load_from_file(str(path).encode(), params)
+        assert self._model, bindings.last_errors()
+        self.vocab = self._library.llama_model_get_vocab(self._model)
+
+    def encode(self, text: str, *, add_special=True, parse_special=True) -> list[int]:
+        raw = text.encode()
+        buffer = (self._library.llama_token * (len(raw) + 16))()
+        n = self._library.llama_tokenize(
+            self.vocab, raw, len(raw), buffer, len(buffer), add_special, parse_special
+        )
+        assert n >= 0
+        return list(buffer[:n])
+
+    def decode(self, ids) -> str:
+        tokens = (self._library.llama_token * max(1, len(ids)))(*ids)
+        size = 64 * len(ids) + 256
+        text = ctypes.create_string_buffer(size)
+        n = self._library.llama_detokenize(self.vocab, tokens, len(ids), text, size, False, True)
+        assert n >= 0
+        return text.raw[:n].decode("utf-8", "replace")
+
+    def ends(self, token: int) -> bool:
+        return bool(self._library.llama_vocab_is_eog(self.vocab, token))
+
+    def close(self) -> None:
+        self._library.llama_model_free(self._model)
+
+
+def hf_logits(model_dir: Path, ids) -> np.ndarray:
+    """Logits (n, V) in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        return model(torch.tensor([list(map(int, ids))])).logits[0].numpy()
+
+
+def some_ids(model_dir: Path, n: int) -> np.ndarray:
+    """Seeded token ids, those of rows beyond the vocabulary among them."""
+    rows = json.loads((model_dir / "config.json").read_text())["vocab_size"]
+    return np.random.default_rng(1).integers(0, rows, n)
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference as a share of the spread."""
+    return float(np.abs(ours - theirs).max() / theirs.std())
