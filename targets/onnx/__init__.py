@@ -1,11 +1,13 @@
-"""The ONNX target: encoders as one ONNX file, run by ONNX Runtime on CPUs and NVIDIA GPUs.
+"""The ONNX target: encoders on CPUs and NVIDIA GPUs, decoders on CPUs, run by ONNX Runtime.
 
     lower.py      the compile-time half: export, fuse, then quantize, static or half, then store
     engine.py     the run-time half; it imports onnxruntime and numpy, nothing else
+    genai.py      the compile-time half of decoders, on onnxruntime-genai's model builder
+    decoder.py    the run-time half of decoders, on plain onnxruntime too
 
-The file's contract: inputs `input_ids`, `attention_mask` and, where the model reads it,
-`token_type_ids`, each int64 (B, T) padded on the right; one float32 output, `logits` (B, C) or
-`embedding` (B, H), pooled and not normalized.
+The contract of an encoder's file: inputs `input_ids`, `attention_mask` and, where the model reads
+it, `token_type_ids`, each int64 (B, T) padded on the right; one float32 output, `logits` (B, C) or
+`embedding` (B, H), pooled and not normalized. That of a decoder's folder is ONNX Runtime GenAI's.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from typing import TYPE_CHECKING
 from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 
 if TYPE_CHECKING:
-    from edgelm.runtime.engine import EngineOptions, Session
-    from edgelm.runtime.manifest import Task, Variant
+    from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
+    from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
     from edgelm.targets.base import Capabilities, Lowered, LowerRequest
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
-_COMPILE_PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
+DECODER_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 class OnnxTarget:
@@ -31,6 +33,7 @@ class OnnxTarget:
     name = "onnx"
     engine_package = "onnxruntime"
     lower_packages = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+    decoder_packages = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai")
 
     def capabilities(self) -> Capabilities:
         from edgelm.targets.base import Capabilities
@@ -40,10 +43,16 @@ class OnnxTarget:
             from edgelm.targets.onnx.engine import CUDA, providers
 
             devices = ("cpu", "cuda") if CUDA in providers() else devices
+        by_task: dict[TaskKind, tuple[str, ...]] = {
+            "text-classification": PRECISIONS,
+            "feature-extraction": PRECISIONS,
+            "text-generation": DECODER_PRECISIONS,
+        }
         return Capabilities(
-            tasks=("text-classification", "feature-extraction"),
-            precisions=PRECISIONS,
+            tasks=tuple(by_task),
+            precisions=tuple(dict.fromkeys((*PRECISIONS, *DECODER_PRECISIONS))),
             devices=devices,
+            by_task=by_task,
         )
 
     def available(self) -> str | None:
@@ -59,13 +68,28 @@ class OnnxTarget:
 
         return OnnxSession(folder, variant, task, options)
 
+    def open_decoder(
+        self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions
+    ) -> DecoderSession:
+        problem = _problem()
+        if problem is not None:
+            raise problem
+        from edgelm.targets.onnx.decoder import OnnxDecoder
+
+        return OnnxDecoder(folder, variant, text, options)
+
     def lower(self, request: LowerRequest) -> Lowered:
         problem = _problem()
         if problem is not None:
             raise problem
-        for package in _COMPILE_PACKAGES:
-            if not _is_installed(package):
+        generates = request.task.kind == "text-generation"
+        for package in self.decoder_packages if generates else self.lower_packages:
+            if not _is_installed(package.replace("-", "_")):
                 raise MissingExtra(package, "compile")
+        if generates:
+            from edgelm.targets.onnx.genai import lower_decoder
+
+            return lower_decoder(request)
         from edgelm.targets.onnx.lower import lower
 
         return lower(request)

@@ -28,7 +28,7 @@ INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 OUTPUTS = {"text-classification": "logits", "feature-extraction": "embedding"}
 
 # What ONNX Runtime raises, of a file and while it runs; they share no base but Exception.
-_ORT_ERRORS = (
+ORT_ERRORS = (
     native.EngineError,
     native.EPFail,
     native.Fail,
@@ -72,10 +72,10 @@ class OnnxSession:
     """
 
     def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
-        path = folder / _model_path(variant)
+        path = folder / model_path(variant)
         self.device, self._providers = _choose(options.device)
         self.limits = _LIMITS[self.device]
-        self.parallel = 1 if self.device == "cuda" else options.threads or _n_cores()
+        self.parallel = 1 if self.device == "cuda" else options.threads or n_cores()
         self._path = path
         self._lock = threading.Lock()
         self._wide: ort.InferenceSession | None = None
@@ -102,8 +102,8 @@ class OnnxSession:
             session = self._all_threads()
         try:
             return session.run([self._output], feeds(self._inputs, batch))[0]  # type: ignore[return-value]
-        except _ORT_ERRORS as err:
-            said = _first_line(err)
+        except ORT_ERRORS as err:
+            said = first_line(err)
             # a token or a position without a row; what edgelm feeds is well formed by itself
             if isinstance(err, native.InvalidArgument):
                 raise BundleError(
@@ -133,13 +133,13 @@ class OnnxSession:
             )
         try:
             return ort.InferenceSession(self._path, sess_options=options, providers=self._providers)
-        except _ORT_ERRORS as err:
+        except ORT_ERRORS as err:
             raise BundleError(
-                f"{self._path}: ONNX Runtime cannot read it: {_first_line(err)}"
+                f"{self._path}: ONNX Runtime cannot read it: {first_line(err)}"
             ) from err
 
 
-def _model_path(variant: Variant) -> str:
+def model_path(variant: Variant) -> str:
     paths = [f.path for f in variant.files if f.path.endswith(".onnx")]
     if len(paths) != 1:
         raise BundleError(f"variant {variant.name!r}: it needs one .onnx file, it has {len(paths)}")
@@ -171,12 +171,12 @@ def _session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
     """Cores this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _first_line(err: BaseException) -> str:
+def first_line(err: BaseException) -> str:
     return (str(err).splitlines() or [type(err).__name__])[0]

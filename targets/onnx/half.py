@@ -1,6 +1,6 @@
-"""Weights stored in float16, computed in float32.
+"""Weights stored in 16 bits, computed in float32.
 
-ONNX Runtime has few float16 kernels for CPUs and would cast to and fro around each operator. So
+ONNX Runtime has few 16-bit kernels for CPUs and would cast to and fro around each operator. So
 only the stored weights are halved: a Cast behind each is folded away when the file is loaded, and
 speed and memory are those of fp32. Every operator works with it, on every device.
 """
@@ -12,20 +12,25 @@ import onnx_ir as ir
 
 from edgelm.targets.onnx.fuse import array_of, constant, tidy
 
-MIN_SIZE = 1024  # biases and norms stay float32: they weigh nothing
+MIN_SIZE = 1024  # what is smaller, biases and norms stay float32: they weigh nothing
 LARGEST = float(np.finfo(np.float16).max)
+_ANGLES = ("cos_cache", "sin_cache")  # of rotary positions; not weights
 
 
-def halve_weights(model: ir.Model) -> None:
-    """Replace large float32 initializers by float16 ones and a Cast, in place."""
+def halve_weights(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT16) -> None:
+    """Replace large float32 initializers by ones of `dtype` and a Cast, in place."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         array = array_of(value)
-        if array is None or array.dtype != np.float32 or array.size < MIN_SIZE:
+        if array is None or array.dtype != np.float32 or array.ndim < 2:
             continue
-        if np.abs(array).max() > LARGEST:
+        if array.size < MIN_SIZE:
             continue
-        small = constant(graph, f"{name}.fp16", array.astype(np.float16))
+        if name.startswith(_ANGLES) or (
+            dtype == ir.DataType.FLOAT16 and np.abs(array).max() > LARGEST
+        ):
+            continue
+        small = constant(graph, f"{name}.{dtype.short_name()}", array.astype(dtype.numpy()))
         cast = ir.node("Cast", [small], {"to": ir.DataType.FLOAT})
         cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
         graph.insert_before(graph[0], cast)

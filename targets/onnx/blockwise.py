@@ -1,0 +1,142 @@
+"""Weights of linear layers in 4 or 8 bits, with a scale for each block of 32 in a row.
+
+    weight[n, k] ~ scale[n, k // 32] * (q[n, k] - zero),   zero 8 or 128
+
+A MatMul becomes MatMulNBits. Where the table of embeddings is the transposed weight of the product
+with the vocabulary, as in most small models, GatherBlockQuantized reads the same bytes.
+
+The usual scale, largest / 7, is far from the best one: with 4 bits each block's scale is searched
+for the least error, errors of large weights counting more, as llama.cpp does.
+
+Letters: N outputs and K inputs of a linear layer, G blocks in a row.
+"""
+
+from __future__ import annotations
+
+import re
+
+import onnx_ir as ir
+import torch
+
+from edgelm.runtime.errors import ModelError
+from edgelm.targets.onnx.fuse import MICROSOFT, constant, replace, tidy
+
+BLOCK = 32
+INT8_ACTIVATIONS = 4  # the operator's accuracy level: activations in 8 bits, as llama.cpp does
+HEAD = "lm_head.MatMul.weight"
+
+_CHUNK_ROWS = 4096
+_STEPS = tuple(0.1 * step for step in range(-9, 10))
+_LAYER = re.compile(r"layers\.(\d+)\.(attn\.(?:qkv|v)_proj|mlp\.down_proj)\.")
+
+
+def quantize_blocks(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight (N, K) -> bytes (N, G, 32 * bits / 8) and scales (N, G), both for MatMulNBits."""
+    N, K = weight.shape
+    padded = torch.nn.functional.pad(weight.float(), (0, -K % BLOCK))
+    blocks = padded.reshape(N, -1, BLOCK)
+    parts = [_quantize(rows, bits) for rows in blocks.split(_CHUNK_ROWS)]
+    q, scale = (torch.cat(part) for part in zip(*parts, strict=True))
+    if bits == 4:
+        q = q[..., 0::2] | q[..., 1::2] << 4
+    return q, scale
+
+
+def _quantize(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (N, G, 32) -> uint8 (N, G, 32) with the zero in the middle, and scales (N, G)."""
+    zero = 2 ** (bits - 1)
+    largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))  # with its sign
+    largest = torch.where(largest == 0, 1.0, largest)
+    best_q = torch.round(x * (-zero / largest)).clamp(-zero, zero - 1)
+    best_scale = largest / -zero
+    if bits == 4:
+        weight = x * x
+        best = torch.full_like(best_scale, -1.0)
+        for step in _STEPS:
+            q = torch.round(x * (-(zero + step) / largest)).clamp(-zero, zero - 1)
+            dot = (weight * x * q).sum(-1, keepdim=True)
+            square = (weight * q * q).sum(-1, keepdim=True)
+            gain = torch.where(square > 0, dot * dot / square, 0.0)
+            better = gain > best
+            best = torch.where(better, gain, best)
+            best_q = torch.where(better, q, best_q)
+            best_scale = torch.where(better & (square > 0), dot / square, best_scale)
+    return (best_q + zero).to(torch.uint8), best_scale[..., 0]
+
+
+def quantize_linears(model: ir.Model, bits: int) -> None:
+    """Every product with constant weights in place; with 4 bits the most sensitive ones get 8."""
+    graph = model.graph
+    products = [n for n in graph if n.op_type == "MatMul" and _is_weight(n.inputs[1])]
+    if not products:
+        raise ModelError("the built model has no linear layer to quantize")
+    layers = [int(m[1]) for n in products if (m := re.search(r"layers\.(\d+)\.", _name(n)))]
+    n_layers = 1 + max(layers, default=0)
+    for node in products:
+        name, weight = _name(node), node.inputs[1]
+        assert weight is not None and weight.const_value is not None
+        own = 8 if bits == 8 or _is_sensitive(name, n_layers) else 4
+        array = torch.tensor(weight.const_value.numpy())  # (K, N)
+        K, N = array.shape
+        q, scale = quantize_blocks(array.T, own)
+        attributes = {"K": K, "N": N, "bits": own, "block_size": BLOCK}
+        q_value = constant(graph, f"{name}.q{own}", q.numpy())
+        scale_value = constant(graph, f"{name}.scale", scale.numpy())
+        if name == HEAD:
+            _share(graph, weight, q_value, scale_value, own)
+        new = ir.node(
+            "MatMulNBits",
+            [node.inputs[0], q_value, scale_value],
+            {**attributes, "accuracy_level": INT8_ACTIVATIONS},
+            domain=MICROSOFT,
+        )
+        replace(graph, node, new)
+    tidy(model)
+
+
+def _share(graph: ir.Graph, weight: ir.Value, q: ir.Value, scale: ir.Value, bits: int) -> None:
+    """Let the embeddings, Gather(Transpose(weight)), read the product's bytes (V, G, …)."""
+    for use in tuple(weight.uses()):
+        if use.node.op_type != "Transpose":
+            continue
+        V, G, width = q.const_value.numpy().shape  # type: ignore[union-attr]
+        H = weight.shape[0] if weight.shape is not None else 0
+        for gather in [u.node for u in use.node.outputs[0].uses()]:
+            rows = constant(graph, f"{HEAD}.rows", torch.tensor([V, G * width]).numpy())
+            flat = ir.node("Reshape", [q, rows])
+            new = [flat]
+            attributes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+            inputs = [flat.outputs[0], gather.inputs[1], scale]
+            new.append(ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT))
+            if H != G * BLOCK:
+                ends = [torch.tensor([n]).numpy() for n in (0, H, -1)]
+                names = ("begin", "width", "axis")
+                cut = [constant(graph, f"{HEAD}.{n}", e) for n, e in zip(names, ends, strict=True)]
+                new.append(ir.node("Slice", [new[-1].outputs[0], *cut]))
+            replace(graph, gather, *new)
+
+
+def _is_sensitive(name: str, n_layers: int) -> bool:
+    """llama.cpp's choice for its mixed types: the vocabulary; the first and last eighth of the
+    layers and every third between."""
+    if name == HEAD:
+        return True
+    found = _LAYER.search(name)
+    if found is None:
+        return False
+    layer, eighth = int(found[1]), n_layers // 8
+    return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _name(node: ir.Node) -> str:
+    weight = node.inputs[1]
+    return "" if weight is None else str(weight.name)
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    return (
+        value is not None
+        and value.const_value is not None
+        and value.const_value.dtype == ir.DataType.FLOAT
+        and len(value.const_value.shape) == 2
+    )
