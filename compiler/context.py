@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.compiler.cache import StageCache
+from edgelm.compiler.chat.data import ChatData
+from edgelm.compiler.chat.oracle import Oracle
 from edgelm.compiler.data import Dataset
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.examples import Example
@@ -38,12 +40,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Worst:
-    """An evaluation text on which a variant is farthest from the reference."""
+    """An evaluation text, or a prompt, on which a variant is farthest from the reference."""
 
     text: str
     reference: str
     answer: str
-    difference: float  # KL divergence in nats, or 1 - cosine
+    difference: float  # KL divergence in nats, 1 - cosine, or the token at which answers part
+    what: str = "difference"  # the name of that
 
 
 @dataclass
@@ -72,19 +75,30 @@ class Context:
     cache: StageCache
     progress: Progress
     digests: dict[str, str] = field(default_factory=dict[str, str])  # pass -> its stage's key
+    unpacked: Path | None = None  # the directory made of a .gguf file
     source: Source | None = None
     data: Dataset | None = None
+    chat: ChatData | None = None  # generation: in place of `data`
     task: Task | None = None
     text: TextLimits | None = None
     training: dict[str, Any] = field(default_factory=dict[str, Any])  # history, seconds, merge
     model_dir: Path | None = None  # Hugging Face model that targets lower
     model_key: str = ""  # digest of what made it; whoever sets model_dir sets this
     tokenizer_dir: Path | None = None
+    imatrix: Path | None = None  # importance matrix for GGUF's quantized types
     golden: list[Text] = field(default_factory=list[Text])
+    oracle: Oracle | None = None  # what the reference says in generation
     reference: NDArray[np.float32] | None = None  # (N, C) or (N, H), of the evaluation texts
     reference_metrics: dict[str, float] = field(default_factory=dict[str, float])
     variants: dict[str, VariantState] = field(default_factory=dict[str, VariantState])
     notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def data_digest(self) -> str:
+        """sha256 of the data, whatever the task."""
+        data = self.data or self.chat
+        assert data is not None
+        return data.digest()
 
     def note(self, text: str) -> None:
         """Tell the user, now and in the report."""

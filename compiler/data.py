@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.compiler.dataset import DataReport, Dataset, digest_files
-from edgelm.compiler.datasets_dir import EVAL_SPLITS, Part, datasets_records, has_eval_split
+from edgelm.compiler.datasets_dir import Part
 from edgelm.compiler.labels import SHOWN, check_labels, find_labels, to_model_labels
 from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sources import data_paths, open_records
 from edgelm.compiler.split import Overlap, contradictions, drop_overlap, stratified_split
 from edgelm.runtime.errors import DataError
 from edgelm.runtime.examples import Example, Examples, collect_examples
 from edgelm.runtime.manifest import TaskKind
-from edgelm.runtime.records import data_files, is_datasets_dir, is_folder, read_records
 
 
 def load_dataset(
@@ -50,7 +50,7 @@ def load_dataset(
     else:
         train = found.train.examples if found.train else []
         held_out, overlaps = drop_overlap(train, found.eval.examples)
-        notes += _overlap(overlaps, len(found.eval.examples))
+        notes += overlap_notes(overlaps, len(found.eval.examples))
     if not held_out:
         why = "all of them stand in the training data" if overlaps else "too few to hold one out"
         raise DataError(
@@ -93,7 +93,7 @@ class _Reader:
 
     def both(self, trained: bool) -> _Found:
         """Read what there is of training and evaluation data."""
-        train_path, eval_path = _paths(self.config, trained)
+        train_path, eval_path = data_paths(self.config, trained)
         if eval_path is None:
             assert train_path is not None
             train = self.read(train_path, "train")
@@ -120,14 +120,9 @@ class _Reader:
         self, path: Path, part: Part, *, texts_only: bool = False, multi_label: bool | None = None
     ) -> Examples:
         config = self.config
-        if is_folder(path) and is_datasets_dir(path):
-            records = datasets_records(path, part)
-        else:
-            _refuse_splits(path)
-            records = read_records(path)
         truth = None if texts_only else config.label
         return collect_examples(
-            records,
+            open_records(path, part),
             path=path,
             text=config.text,
             pair=config.pair,
@@ -137,32 +132,6 @@ class _Reader:
             label_separator=config.label_separator,
             need_label=self.classifies and not texts_only,
         )
-
-
-def _paths(config: DataConfig, trained: bool) -> tuple[Path | None, Path | None]:
-    if config.train is None and (trained or config.eval is None):
-        what, flag = ("training", "--train") if trained else ("evaluation", "--eval")
-        raise DataError(f"there is no {what} data", hint=f"name it with {flag} FILE")
-    train = None if config.train is None else Path(config.train)
-    if config.eval is not None:
-        return train, Path(config.eval)
-    assert train is not None
-    brings_eval = is_folder(train) and is_datasets_dir(train) and has_eval_split(train)
-    return train, train if brings_eval else None
-
-
-def _refuse_splits(path: Path) -> None:
-    """A folder of train.csv and test.csv is not one data set: reading both would train on both."""
-    if not is_folder(path):
-        return
-    starts = {file: file.name.lower().split(".")[0].split("-")[0] for file in data_files(path)}
-    train = [file.name for file, start in starts.items() if start == "train"]
-    other = [file.name for file, start in starts.items() if start in EVAL_SPLITS]
-    if train and other:
-        raise DataError(
-            f"it holds both {train[0]} and {other[0]}", path=path,
-            hint="name the files one by one with --train and --eval",
-        )  # fmt: skip
 
 
 def _settle_labels(
@@ -178,7 +147,8 @@ def _settle_labels(
     return model_labels, notes
 
 
-def _overlap(overlaps: list[Overlap], n_eval: int) -> list[str]:
+def overlap_notes(overlaps: list[Overlap], n_eval: int) -> list[str]:
+    """What is said of evaluation texts that were left out."""
     if not overlaps:
         return []
     o = overlaps[0]

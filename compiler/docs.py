@@ -74,7 +74,7 @@ def recipe_markdown() -> str:
             ]
         default = "required" if leaf.key == "model" else f"`{_yaml(leaf.default)}`"
         flag = "the argument" if leaf.key == "model" else f"`{leaf.flag}`"
-        if leaf.key.endswith("limits"):
+        if leaf.is_mapping:
             flag = ""
         help_text = leaf.help.replace("|", "\\|")
         kind = _type_name(leaf.type)
@@ -179,6 +179,8 @@ def _type_schema(tp: Any) -> dict[str, Any]:
         return {"anyOf": [_type_schema(a) for a in get_args(tp)]}
     if origin is list:
         return {"type": "array", "items": _type_schema(get_args(tp)[0])}
+    if origin is dict and get_args(tp)[1] is str:
+        return {"type": "object", "additionalProperties": {"type": "string"}}
     if origin is dict:
         limits = {leaf.path[0]: _leaf_schema(leaf) for leaf in leaves(LimitsConfig)}
         each = {"type": "object", "additionalProperties": False, "properties": limits}

@@ -53,8 +53,10 @@ def _version(package: str) -> str:
     raise MissingExtra(package, "gguf" if package == "llama-cpp-python" else "compile")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """A fast tokenizer. Raises ModelError."""
+def load_tokenizer(folder: Path, *, padded: bool = True) -> Any:
+    """A fast tokenizer; `padded`: set to pad and truncate on the right, as the runtime does it.
+
+    Raises ModelError, also for a missing padding token where `padded`."""
     from transformers import AutoTokenizer
 
     try:
@@ -66,17 +68,25 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder}: it has no fast tokenizer (tokenizer.json)",
             hint="convert it once: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
-    tokenizer.truncation_side = tokenizer.padding_side = "right"  # as the runtime does it
+    if not padded:
+        return tokenizer
+    tokenizer.truncation_side = tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token")
     return tokenizer
 
 
 def load_model(folder: Path, task: Task, *, new_head: bool) -> Any:
-    """The model in float32, in eval mode. `new_head` lets a missing or unfitting head be made.
+    """The model in float32, in eval mode. `new_head` lets a missing or unfitting head be made
+    (of a classifier: a decoder's head is never made).
 
     Raises ModelError, also when weights are missing that transformers would fill at random."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     options: dict[str, Any] = dict(
         use_safetensors=True, trust_remote_code=False, dtype="float32", output_loading_info=True
@@ -84,6 +94,9 @@ def load_model(folder: Path, task: Task, *, new_head: bool) -> Any:
     try:
         if task.kind == "feature-extraction":
             model, found = AutoModel.from_pretrained(folder, **options)
+        elif task.kind == "text-generation":
+            decoder: Any = AutoModelForCausalLM
+            model, found = decoder.from_pretrained(folder, **options)
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             config.id2label = dict(enumerate(task.labels))
@@ -97,7 +110,8 @@ def load_model(folder: Path, task: Task, *, new_head: bool) -> Any:
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as err:
         raise ModelError(f"{folder}: the model cannot be loaded: {err}") from err
-    _check_found(folder, task, model, found["missing_keys"], new_head)
+    makes_head = new_head and task.kind != "text-generation"
+    _check_found(folder, task, model, found["missing_keys"], makes_head)
     return model.eval()
 
 

@@ -41,6 +41,11 @@ class Leaf:
         return self.path[-1]
 
     @property
+    def is_mapping(self) -> bool:
+        """Whether it stands in a recipe file alone: keys of its own are no command-line flag."""
+        return get_origin(self.type) is dict
+
+    @property
     def key(self) -> str:
         """`train.epochs`"""
         return ".".join(self.path)

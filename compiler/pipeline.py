@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.compiler.cache import StageCache
+from edgelm.compiler.chat.finetune import ChatFinetune
+from edgelm.compiler.chat.measure import ChatMeasure
+from edgelm.compiler.chat.merge import ChatMerge
+from edgelm.compiler.chat.prepare import ChatPrepare
+from edgelm.compiler.chat.reference import ChatReference
+from edgelm.compiler.chat.verify import ChatVerify
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.finetune import Finetune
 from edgelm.compiler.passes.gate import Gate
-from edgelm.compiler.passes.intake import Intake
+from edgelm.compiler.passes.imatrix import imatrix_passes
+from edgelm.compiler.passes.intake import GGUF_SUFFIX, Intake
 from edgelm.compiler.passes.lower import Lower, check_target
 from edgelm.compiler.passes.measure import Measure
 from edgelm.compiler.passes.merge import Merge
 from edgelm.compiler.passes.pack import SUFFIX, Pack, check_output
 from edgelm.compiler.passes.prepare import Prepare
 from edgelm.compiler.passes.reference import Reference
+from edgelm.compiler.passes.unpack import Unpack
 from edgelm.compiler.passes.verify import Verify
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import Manifest
@@ -66,20 +75,39 @@ def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
     return BundleReport(output, pack.manifest, tuple(context.notes))
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The passes that differ by task."""
+
+    prepare: Callable[[], Pass]
+    finetune: Callable[[], Pass]
+    merge: Callable[[], Pass]
+    reference: Callable[[], Pass]
+    verify: Callable[[str], Pass]  # of one variant
+    measure: Callable[[str], Pass]
+
+
+ENCODERS = Passes(Prepare, Finetune, Merge, Reference, Verify, Measure)
+DECODERS = Passes(ChatPrepare, ChatFinetune, ChatMerge, ChatReference, ChatVerify, ChatMeasure)
+
+
 def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
     """The passes of a recipe, in order. Every variant is verified before any is measured."""
+    passes = DECODERS if recipe.task == "text-generation" else ENCODERS
     lowers = [Lower(spec) for spec in recipe.targets]
     variants = [lower.variant for lower in lowers]
-    verified: list[Pass] = [p for lo in lowers for p in (lo, Verify(lo.variant))]
+    verified: list[Pass] = [p for lo in lowers for p in (lo, passes.verify(lo.variant))]
     return [
+        *([Unpack()] if recipe.model.endswith(GGUF_SUFFIX) else []),
         Intake(),
-        Prepare(),
-        Finetune(),
-        Merge(),
-        Reference(),
+        passes.prepare(),
+        passes.finetune(),
+        passes.merge(),
+        passes.reference(),
+        *imatrix_passes(recipe),
         *verified,
         Gate(),
-        *[Measure(v) for v in variants],
+        *[passes.measure(v) for v in variants],
         pack,
     ]
 
@@ -88,7 +116,8 @@ def output_path(recipe: Recipe) -> Path:
     """Where the bundle goes."""
     if recipe.output:
         return Path(recipe.output).expanduser().resolve()  # a link stays, what it names is replaced
-    stem = recipe.name or Path(recipe.model.removeprefix("pkg:")).resolve().name
+    model = recipe.model.removeprefix("pkg:").removesuffix(GGUF_SUFFIX)
+    stem = recipe.name or Path(model).resolve().name
     return Path(f"{stem}{SUFFIX}").resolve()
 
 

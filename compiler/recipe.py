@@ -7,25 +7,26 @@ each value came from.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from edgelm.compiler.options import Leaf, leaves, option, section, sections
+from edgelm.compiler.rules import check, split_target
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.manifest import Pooling, TaskKind
-from edgelm.runtime.schema import SchemaError, decode, encode, nearest
-from edgelm.targets import TARGETS, get_target
+from edgelm.runtime.schema import SchemaError, decode, encode
 
 Method = Literal["auto", "lora", "full", "none"]
+RowKind = Literal["auto", "messages", "instruction", "prompt", "text"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Labelled texts: csv, tsv, jsonl, json, parquet, a folder, or a `datasets` directory."""
+    """Labelled texts or conversations: csv, tsv, jsonl, json, parquet, a folder, or a `datasets`
+    directory."""
 
     train: str | None = option(None, "Training data.", flag="--train")
     eval: str | None = option(
@@ -52,6 +53,12 @@ class DataConfig:
     eval_fraction: float = option(
         0.1, "Share held out when there is no evaluation data.", flag="--eval-fraction"
     )
+    kind: RowKind = option(
+        "auto",
+        "Generation: what a row is. messages (also ShareGPT's conversations), instruction (with "
+        "output, and input), prompt (with completion) or text; found by the columns when left out.",
+        flag="--data-kind",
+    )
 
 
 @dataclass(frozen=True)
@@ -60,16 +67,39 @@ class TrainConfig:
 
     method: Method = option(
         "auto",
-        "lora, full, none (the model is already fine-tuned), or auto: lora for classification "
-        "when there is training data, none for embeddings.",
+        "lora, full, none (the model is already fine-tuned), or auto: lora for classification and "
+        "generation when there is training data, none for embeddings.",
         flag="--train-method",
     )
-    epochs: float = option(8.0, "Passes over the training data, at most.", flag="--epochs")
-    batch_size: int = option(32, "Texts in one optimizer step.", flag="--batch-size")
-    learning_rate: float | None = option(
-        None, "Peak learning rate; 2e-3 for lora and 1e-4 for full when left out.",
-        flag="--learning-rate",
+    epochs: float | None = option(
+        None, "Passes over the training data, at most; 8, for generation 3, when left out.",
+        flag="--epochs",
     )  # fmt: skip
+    batch_size: int | None = option(
+        None,
+        "Rows in one forward pass: texts, or for generation, packed, sequences of up to "
+        "max_tokens; 32, for generation 4, when left out.",
+        flag="--batch-size",
+    )
+    gradient_accumulation: int = option(
+        1, "Forward passes in one optimizer step.", flag="--gradient-accumulation"
+    )
+    gradient_checkpointing: bool = option(
+        False, "Half the memory for a third more time: activations are computed twice.",
+        flag="--gradient-checkpointing",
+    )  # fmt: skip
+    packing: bool = option(
+        True,
+        "Generation: put short rows together into sequences of up to max_tokens; they do not see "
+        "each other.",
+        flag="--packing",
+    )
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate; 2e-3 for lora and 1e-4 for full, for generation 5e-4 and 5e-5, when "
+        "left out.",
+        flag="--learning-rate",
+    )
     warmup: float = option(0.06, "Share of the steps with a rising learning rate.", flag="--warmup")
     weight_decay: float = option(0.01, "Decoupled weight decay.", flag="--weight-decay")
     early_stop: int = option(
@@ -96,7 +126,7 @@ class LoraConfig:
     alpha: int | None = option(None, "Scale; the rank when left out.", flag="--lora-alpha")
     dropout: float = option(0.05, "Dropout before the adapters.", flag="--lora-dropout")
     targets: list[str] = option(
-        [], "Names of the linear layers; all of the encoder's when left out.",
+        [], "Names of the linear layers; all of the encoder's or decoder's when left out.",
         flag="--lora-target", many=True,
     )  # fmt: skip
 
@@ -117,16 +147,50 @@ class QuantizeConfig:
         "processors without VNNI do not saturate; `vnni` uses all 8.",
         flag="--int8-device",
     )
+    imatrix: str = option(
+        "auto",
+        "GGUF: how much each column of a matrix weighs when it is rounded. auto computes an "
+        "importance matrix from the training texts for types under 6 bits; none; or a file of "
+        "llama-imatrix or of an earlier compile.",
+        flag="--imatrix",
+    )
+    imatrix_tokens: int = option(
+        20_000, "Tokens that an importance matrix is computed from.", flag="--imatrix-tokens"
+    )
+    calibration_file: str | None = option(
+        None, "Plain text to compute an importance matrix from, in place of training texts.",
+        flag="--calibration-file",
+    )  # fmt: skip
+    tensor_types: dict[str, str] = field(
+        default_factory=dict[str, str],
+        metadata={
+            "help": "GGUF: types of single tensors in quantized variants, by a regular expression "
+            'searched in their names: `"ffn_down": q6_k`. The first that fits decides.',
+            "flag": None,
+            "many": False,
+        },
+    )
 
 
 @dataclass(frozen=True)
 class LimitsConfig:
     """How far a variant may be from the Hugging Face reference. Left out: by precision."""
 
-    min_agreement: float | None = option(None, "Least share of equal labels.")
+    min_agreement: float | None = option(
+        None, "Least share of equal labels; generation: of equal likeliest tokens."
+    )
     max_drop: float | None = option(None, "Largest loss of the metric, in 0 to 1.")
     max_kl: float | None = option(None, "Largest mean KL divergence, in nats.")
     min_cosine: float | None = option(None, "Least mean cosine of embeddings.")
+    max_kl_p999: float | None = option(
+        None, "Generation: largest 99.9th percentile of a token's KL divergence, in nats."
+    )
+    max_perplexity_ratio: float | None = option(
+        None, "Generation: largest perplexity, as a multiple of the reference's."
+    )
+    min_gain_kept: float | None = option(
+        None, "Generation: least share that is left of what fine-tuning lowered the loss by."
+    )
 
 
 @dataclass(frozen=True)
@@ -134,9 +198,11 @@ class VerifyConfig:
     """Each variant is run on its real engine and compared with the reference; fails closed."""
 
     min_agreement: float | None = option(
-        None, "Least share of equal labels, for all variants; by precision when left out.",
+        None,
+        "Least share of equal labels (generation: of equal likeliest tokens), for all variants; by "
+        "precision when left out.",
         flag="--min-agreement",
-    )  # fmt: skip
+    )
     max_drop: float | None = option(
         None, "Largest loss of the metric, in 0 to 1; by precision when left out.",
         flag="--max-metric-drop",
@@ -148,6 +214,34 @@ class VerifyConfig:
     min_cosine: float | None = option(
         None, "Least mean cosine of embeddings; by precision when left out.",
         flag="--min-cosine",
+    )  # fmt: skip
+    max_kl_p999: float | None = option(
+        None,
+        "Generation: largest 99.9th percentile of a token's KL divergence, in nats; by precision "
+        "when left out.",
+        flag="--max-kl-p999",
+    )
+    max_perplexity_ratio: float | None = option(
+        None,
+        "Generation: largest perplexity, as a multiple of the reference's; by precision when left "
+        "out.",
+        flag="--max-perplexity-ratio",
+    )
+    min_gain_kept: float | None = option(
+        None,
+        "Generation: least share that is left of what fine-tuning lowered the loss by; by "
+        "precision when left out.",
+        flag="--min-gain-kept",
+    )
+    eval_tokens: int = option(
+        2048,
+        "Generation: evaluation tokens of which whole distributions are compared; each takes 2 "
+        "bytes for every word of the vocabulary in the cache.",
+        flag="--eval-tokens",
+    )
+    eval_answers: int = option(
+        50, "Generation: prompts whose greedy answers are compared, at least 1.",
+        flag="--eval-answers",
     )  # fmt: skip
     limits: dict[str, LimitsConfig] = field(
         default_factory=dict[str, LimitsConfig],
@@ -165,7 +259,8 @@ class Recipe:
 
     model: str = option(
         "",
-        "A Hugging Face directory, a hub id, or `pkg:PACKAGE/DIR` inside an installed package.",
+        "A Hugging Face directory, a .gguf file, a hub id, or `pkg:PACKAGE/PATH` inside an "
+        "installed package.",
     )
     task: TaskKind = option("text-classification", "What the model shall answer.", flag="--task")
     targets: list[str] = option(
@@ -180,8 +275,15 @@ class Recipe:
     version: str = option("1.0.0", "Version of the bundle.", flag="--bundle-version")
     release: int = option(1, "Release counter, which only ever grows.", flag="--release")
     revision: str | None = option(None, "Revision of a hub model.", flag="--revision")
-    max_tokens: int = option(
-        128, "Longer texts are truncated to this many tokens.", flag="--max-tokens"
+    adapter: str | None = option(
+        None, "Generation: a LoRA directory of peft, merged into the model instead of training.",
+        flag="--adapter",
+    )  # fmt: skip
+    max_tokens: int | None = option(
+        None,
+        "Longer texts are truncated to this many tokens; for generation prompt and answer "
+        "together. 128, for generation 1024, when left out, and never more than the model takes.",
+        flag="--max-tokens",
     )
     pooling: Pooling | None = option(
         None, "Embeddings: mean, cls or last; from the model's own files when left out.",
@@ -209,7 +311,7 @@ class Recipe:
     origins: dict[str, str] = field(default_factory=dict[str, str], init=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(cast("Any", self))  # this file has two names to a type checker
 
 
 def load_recipe(file: Path | None, overrides: dict[str, Any]) -> Recipe:
@@ -250,23 +352,6 @@ def dump_recipe(recipe: Recipe) -> str:
     origin = "# Where the values that are not defaults came from:\n" + "\n".join(lines)
     body = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     return f"{origin}\n{body}" if lines else body
-
-
-def split_target(spec: str) -> tuple[str, str]:
-    """`onnx:int8` -> ("onnx", "int8"). Raises RecipeError."""
-    target, _, precision = spec.partition(":")
-    if target not in TARGETS:
-        raise RecipeError(
-            f"targets: unknown target {target!r} in {spec!r}{nearest(target, TARGETS)}",
-            hint=f"known targets: {', '.join(TARGETS)}",
-        )
-    known = get_target(target).capabilities().precisions
-    if precision not in known:
-        raise RecipeError(
-            f"targets: {target} has no precision {precision!r}{nearest(precision, known)}",
-            hint=f"{target} has {', '.join(known)}",
-        )
-    return target, precision
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -315,59 +400,6 @@ def _lookup(data: dict[str, Any], path: tuple[str, ...]) -> Any:
             return None
         node = node[key]
     return node
-
-
-def _check(recipe: Recipe) -> None:
-    """Rules that a type cannot state."""
-
-    def rule(ok: bool, key: str, value: object, says: str) -> None:
-        if not ok:
-            raise RecipeError(f"{key}: {value!r}: {says}")
-
-    rule(bool(recipe.model), "model", recipe.model, "a recipe needs a model")
-    rule(bool(recipe.targets), "targets", recipe.targets, "at least one TARGET:PRECISION is needed")
-    rule(
-        len(set(recipe.targets)) == len(recipe.targets), "targets", recipe.targets,
-        "a target stands twice",
-    )  # fmt: skip
-    for spec in recipe.targets:
-        split_target(spec)
-    for spec in recipe.verify.limits:
-        rule(spec in recipe.targets, "verify.limits", spec, "is not among the targets")
-    for where, limits in (("verify", recipe.verify), *recipe.verify.limits.items()):
-        for name in ("min_agreement", "max_drop", "max_kl", "min_cosine"):
-            value = getattr(limits, name)
-            most = math.inf if name == "max_kl" else 1.0
-            rule(
-                value is None or 0 <= value <= most, f"{where}.{name}", value,
-                "must be 0 or more" if name == "max_kl" else "must be 0 to 1",
-            )  # fmt: skip
-    d, t, lo, q = recipe.data, recipe.train, recipe.lora, recipe.quantize
-    rule(4 <= recipe.max_tokens <= 65536, "max_tokens", recipe.max_tokens, "must be 4 to 65536")
-    rule(0 <= recipe.seed < 2**32, "seed", recipe.seed, "must be 0 to 4294967295")
-    rule(recipe.release >= 1, "release", recipe.release, "must be at least 1")
-    rule(recipe.threads is None or recipe.threads >= 1, "threads", recipe.threads, "must be >= 1")
-    rule(0 < recipe.threshold < 1, "threshold", recipe.threshold, "must lie between 0 and 1")
-    rule(0 < d.eval_fraction < 1, "data.eval_fraction", d.eval_fraction, "must lie between 0 and 1")
-    rule(0 < t.epochs < math.inf, "train.epochs", t.epochs, "must be above 0, and a number")
-    rule(t.batch_size >= 1, "train.batch_size", t.batch_size, "must be at least 1")
-    rule(
-        t.learning_rate is None or 0 < t.learning_rate < 1, "train.learning_rate",
-        t.learning_rate, "must lie between 0 and 1",
-    )  # fmt: skip
-    rule(0 <= t.warmup < 1, "train.warmup", t.warmup, "must be 0 or more and under 1")
-    rule(0 <= t.weight_decay < math.inf, "train.weight_decay", t.weight_decay, "must be 0 or more")
-    rule(t.early_stop >= 0, "train.early_stop", t.early_stop, "must be 0 or more")
-    rule(lo.rank >= 1, "lora.rank", lo.rank, "must be at least 1")
-    rule(lo.alpha is None or lo.alpha >= 1, "lora.alpha", lo.alpha, "must be at least 1")
-    rule(0 <= lo.dropout < 1, "lora.dropout", lo.dropout, "must be 0 or more and under 1")
-    rule(
-        q.calibration_texts >= 1, "quantize.calibration_texts", q.calibration_texts, "must be >= 1"
-    )
-    rule(
-        not (recipe.task == "feature-extraction" and t.method in ("lora", "full")),
-        "train.method", t.method, "embeddings are compiled as they are: fine-tune before",
-    )  # fmt: skip
 
 
 __all__ = ["Leaf", "Recipe", "dump_recipe", "leaves", "load_recipe", "split_target"]

@@ -116,3 +116,40 @@ def embedder(compile_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPat
         data__eval=str(data),
         targets=["onnx:fp32", "gguf:f32"],
     )
+
+
+@pytest.fixture(scope="session")
+def talker(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch_session: pytest.MonkeyPatch
+) -> Path:
+    """A chat model, not trained, as gguf-f32 and onnx-fp32."""
+    pytest.importorskip("torch")
+    from tiny_decoders import make_decoder
+
+    from edgelm.compiler import compile, load_recipe
+    from edgelm.compiler.passes import measure
+
+    monkeypatch_session.setattr(measure, "SECONDS", 0.02)
+    root = tmp_path_factory.mktemp("talker")
+    rows = [
+        [
+            {"role": "user", "content": f"where is my parcel {i}"},
+            {"role": "assistant", "content": f"please cancel order {i}; the refund is late"},
+        ]
+        for i in range(6)
+    ]
+    lines = [json.dumps({"messages": row}) + "\n" for row in rows]
+    (root / "eval.jsonl").write_text("".join(lines), encoding="utf-8")
+    overrides = {
+        "model": str(make_decoder(root / "model", "qwen2")),
+        "task": "text-generation",
+        "train.method": "none",
+        "data.eval": str(root / "eval.jsonl"),
+        "targets": ["gguf:f32", "onnx:fp32"],
+        "output": str(root / "talker.edgelm"),
+        "cache_dir": str(root / "cache"),
+        "threads": 1,
+        "max_tokens": 128,
+        "verify.eval_answers": 6,
+    }
+    return compile(load_recipe(None, overrides)).path

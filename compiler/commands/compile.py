@@ -20,7 +20,7 @@ SHORT = {"output": "-o"}
 def recipe_options(function: F) -> F:
     """Give a click command one option for every leaf of the recipe's class tree."""
     for leaf in reversed(list(leaves(Recipe))):
-        if leaf.key != "model" and not leaf.key.endswith("limits"):
+        if leaf.key != "model" and not leaf.is_mapping:
             function = _option(leaf)(function)
     return function
 
@@ -38,7 +38,7 @@ def _option(leaf: Leaf) -> Callable[[F], F]:
         kwargs["help"] += f"  [default: {shown}]"
     kind = scalar(leaf.type)
     if kind is bool:
-        names[1] = f"{leaf.flag}/--no-{leaf.flag[2:]}" if default is None else leaf.flag
+        names[1] = f"{leaf.flag}/--no-{leaf.flag[2:]}" if default is not False else leaf.flag
         return click.option(*names, is_flag=True, **kwargs)
     words = choices(leaf.type)
     return click.option(
@@ -58,8 +58,8 @@ def command(
 ) -> None:
     """Compile MODEL_OR_RECIPE into a verified bundle.
 
-    It is a model (a Hugging Face directory, a hub id, or pkg:PACKAGE/DIR) or a recipe
-    (a .yaml file); options go over what a recipe says.
+    It is a model (a Hugging Face directory, a .gguf file, a hub id, or pkg:PACKAGE/PATH) or a
+    recipe (a .yaml file); options go over what a recipe says.
     """
     from edgelm.compiler.pipeline import compile
 

@@ -16,9 +16,10 @@ from edgelm.runtime.errors import BundleError, ModelError
 from edgelm.runtime.files import sha256_file
 from edgelm.runtime.manifest import parse_json
 
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
-DECIDING = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/config.json")
+GGUF_SUFFIX = ".gguf"
+DECIDING = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/config.json")
 
 
 class Intake(Pass):
@@ -30,8 +31,7 @@ class Intake(Pass):
         return None
 
     def load(self, context: Context, folder: Path) -> None:
-        recipe = context.recipe
-        context.source = read_source(find_model(recipe))
+        context.source = read_source(context.unpacked or find_model(context.recipe))
 
 
 def find_model(recipe: Recipe) -> Path:
@@ -47,6 +47,15 @@ def find_model(recipe: Recipe) -> Path:
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ModelError(f"{name}: no such directory")
     return _from_hub(name, recipe.revision)
+
+
+def find_gguf(recipe: Recipe) -> Path:
+    """The .gguf file that `recipe.model` names. Raises ModelError."""
+    name = recipe.model
+    path = _in_package(name) if name.startswith("pkg:") else Path(name).expanduser()
+    if not path.is_file():
+        raise ModelError(f"{name}: no such file")
+    return path
 
 
 def read_source(folder: Path) -> Source:
@@ -85,8 +94,10 @@ def _in_package(name: str) -> Path:
             hint=f"pip install {package.replace('_', '-')}",
         )
     path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if ".." in Path(inside).parts or Path(inside).is_absolute() or not path.is_dir():
-        raise ModelError(f"{name}: the package {package} has no directory {inside!r}")
+    there = path.is_file() if inside.endswith(GGUF_SUFFIX) else path.is_dir()
+    if ".." in Path(inside).parts or Path(inside).is_absolute() or not there:
+        kind = "file" if inside.endswith(GGUF_SUFFIX) else "directory"
+        raise ModelError(f"{name}: the package {package} has no {kind} {inside!r}")
     return path
 
 

@@ -12,14 +12,16 @@ import numpy as np
 from edgelm.compiler.context import Context, VariantState, as_text
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.imatrix import check_matrix, uses_matrix
 from edgelm.compiler.recipe import Recipe, split_target
 from edgelm.runtime.engine import BatchLimits, TokenBatch
 from edgelm.runtime.errors import RecipeError, TargetUnavailable
+from edgelm.runtime.manifest import TaskKind
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import decode, encode
 from edgelm.runtime.tokenizer import Text, Tokenizer
 from edgelm.targets import get_target
-from edgelm.targets.base import Lowered, LowerRequest, Quantization
+from edgelm.targets.base import Lowered, LowerRequest, Quantization, Target
 
 STATIC = "int8-static"  # the precision that needs calibration texts
 CALIBRATION_LIMITS = BatchLimits(max_sequences=16, max_tokens=2048)
@@ -31,14 +33,26 @@ def check_target(recipe: Recipe, spec: str) -> None:
     Raises RecipeError, TargetUnavailable, MissingExtra."""
     name, precision = split_target(spec)
     target = get_target(name)
-    versions(*target.lower_packages)
+    versions(*_packages(target, recipe.task))
     reason = target.available()
     if reason is not None:
         raise TargetUnavailable(f"{spec} cannot be verified here: {reason}")
-    if recipe.task not in target.capabilities().tasks:
+    able = target.capabilities()
+    if recipe.task not in able.tasks:
         raise RecipeError(f"targets: {name} cannot do {recipe.task}")
+    if precision not in able.precisions_for(recipe.task):
+        raise RecipeError(
+            f"targets: {name} has no precision {precision!r} for {recipe.task}",
+            hint=f"it has {', '.join(able.precisions_for(recipe.task))}",
+        )
     if precision == STATIC and recipe.data.train is None:
         raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
+    check_matrix(recipe, spec)
+
+
+def _packages(target: Target, task: TaskKind) -> tuple[str, ...]:
+    """Those whose versions decide what the target writes."""
+    return target.decoder_packages if task == "text-generation" else target.lower_packages
 
 
 NO_CALIBRATION = "int8-static needs training data to calibrate with"
@@ -49,6 +63,7 @@ class Lower(Pass):
     """Sets context.variants[name]; the files lie in variants/<name>/ below the stage."""
 
     def __init__(self, spec: str) -> None:
+        self.spec = spec
         self.target, self.precision = split_target(spec)
         self.variant = f"{self.target}-{self.precision}"
         self.name = f"lower {self.variant}"
@@ -58,13 +73,16 @@ class Lower(Pass):
         calibrates = self.precision == STATIC
         quantize = encode(recipe.quantize)
         if not calibrates:
-            quantize = {"device": quantize["device"]}
+            quantize = {"device": quantize["device"], "tensor_types": quantize["tensor_types"]}
         return {
             "model": context.model_key,
             "precision": self.precision,
             "quantize": quantize,
             "calibration": [context.digests["reference"], recipe.seed] if calibrates else None,
-            "packages": versions(*get_target(self.target).lower_packages),
+            "packages": versions(*_packages(get_target(self.target), recipe.task)),
+            # as pairs: the first pattern that fits decides, and keys are sorted in a digest
+            "tensor_types": list(recipe.quantize.tensor_types.items()),
+            "imatrix": context.digests["imatrix"] if uses_matrix(recipe, self.spec) else None,
         }
 
     def run(self, context: Context, folder: Path) -> None:
@@ -82,9 +100,12 @@ class Lower(Pass):
                     precision=self.precision,
                     folder=inside,
                     quantization=Quantization(
-                        calibration=quantize.calibration, reduce_range=quantize.device == "any"
+                        calibration=quantize.calibration,
+                        reduce_range=quantize.device == "any",
+                        tensor_types=quantize.tensor_types,
                     ),
                     calibration=lambda: calibration_batches(context),
+                    imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
                     report=lambda step: context.progress.advance(0, None, step),
                 )
             )
@@ -94,6 +115,8 @@ class Lower(Pass):
         lowered = decode(Lowered, json.loads((folder / "lowered.json").read_text(encoding="utf-8")))
         for name in lowered.files:
             assert (folder / "variants" / self.variant / name).is_file(), name
+        for note in lowered.notes:
+            context.note(f"{self.variant}: {note}")
         context.variants[self.variant] = VariantState(
             self.variant, self.target, self.precision, folder, lowered
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgelm.compiler.passes.verify import DEVICE
 from edgelm.runtime.bench import measure_variant
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.schema import decode, encode
+from edgelm.runtime.tokenizer import Text
 
 SECONDS = 1.0
 MAX_TEXTS = 1024
@@ -42,12 +44,16 @@ class Measure(Pass):
             measured = measure_variant(
                 bundle,
                 self.variant,
-                eval_texts(context)[:MAX_TEXTS],
+                self.texts(context)[:MAX_TEXTS],
                 threads=context.recipe.threads,
                 device=DEVICE,
                 seconds=SECONDS,
             )
         (folder / "measured.json").write_text(json.dumps(encode(measured)), encoding="utf-8")
+
+    def texts(self, context: Context) -> Sequence[Text]:
+        """What the variant is measured with."""
+        return eval_texts(context)
 
     def load(self, context: Context, folder: Path) -> None:
         text = (folder / "measured.json").read_text(encoding="utf-8")

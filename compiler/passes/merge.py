@@ -6,16 +6,17 @@ Writes `model/`, a clean Hugging Face directory in float32, which every target l
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgelm.compiler.context import Context, eval_texts
 from edgelm.compiler.hf import load_model, load_tokenizer, reference_outputs, versions
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.finetune import method
-from edgelm.compiler.passes.prepare import is_trained
+from edgelm.compiler.training import is_trained, method
 from edgelm.runtime.errors import VerificationError
 from edgelm.runtime.schema import encode
 
@@ -24,6 +25,8 @@ PROBES = 32  # texts on which logits before and after are compared
 # 1e-5. Ten times the largest seen is the limit.
 MAX_RELATIVE_DIFF = 1e-3
 
+Answers = Callable[[Any], NDArray[np.float32]]  # a model's logits on the probes, (n, C)
+
 
 class Merge(Pass):
     """Sets context.model_dir."""
@@ -31,47 +34,37 @@ class Merge(Pass):
     name = "merge"
 
     def inputs(self, context: Context) -> dict[str, Any]:
-        assert context.source and context.task and context.text and context.data
+        assert context.source and context.task and context.text
         return {
             "model": context.source.digest,
             "finetune": context.digests.get("finetune"),
             "task": encode(context.task),
             "text": encode(context.text),
-            "data": context.data.digest(),
+            "data": context.data_digest,
             "versions": versions("torch", "transformers", "peft"),
         }
 
     def run(self, context: Context, folder: Path) -> None:
-        assert context.source and context.task and context.text and context.data
-        recipe, task = context.recipe, context.task
-        tokenizer = load_tokenizer(context.source.folder)
-        trained = Path(context.training["folder"]) if is_trained(recipe) else None
-        start = context.source.folder
-        if trained is not None and method(recipe) == "full":
-            start = trained / "full"
-        new_head = trained is not None and method(recipe) == "lora"
-        model = load_model(start, task, new_head=new_head)
-        probes = eval_texts(context)[:PROBES]
-
-        def logits(of: Any) -> Any:
-            return reference_outputs(of, tokenizer, task, probes, context.text.max_tokens)  # type: ignore[union-attr]
-
-        if new_head:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(trained / "adapter")).eval()  # type: ignore[operator]
-            before = logits(model)
+        assert context.source and context.task
+        tokenizer = self.tokenizer(context)
+        start, adapter = self.weights(context)
+        model = load_model(start, context.task, new_head=adapter is not None)
+        answers, n = self.probes(context, tokenizer)
+        if adapter is not None:
+            model = self.attach(context, model, adapter)
+            before = answers(model)
             model = model.merge_and_unload().eval()
         else:
-            before = logits(model)
+            before = answers(model)
+        self.finish(context, model)
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        reloaded = load_model(folder / "model", task, new_head=False)
-        after = logits(reloaded)
+        del model
+        after = answers(load_model(folder / "model", context.task, new_head=False))
         result = {
             "max_abs_diff": float(np.abs(after - before).max()),
             "scale": float(np.abs(before).max()),
-            "n": len(probes),
+            "n": n,
         }
         limit = MAX_RELATIVE_DIFF * max(1.0, result["scale"])
         if not result["max_abs_diff"] <= limit:
@@ -87,3 +80,33 @@ class Merge(Pass):
         merged = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
         context.training["merge"] = merged
         assert list(context.model_dir.glob("*.safetensors"))
+
+    def weights(self, context: Context) -> tuple[Path, Path | None]:
+        """(the model to begin with, the adapter to fold into it)."""
+        assert context.source is not None
+        if not is_trained(context.recipe):
+            return context.source.folder, None
+        trained = Path(context.training["folder"])
+        if method(context.recipe) == "full":
+            return trained / "full", None
+        return context.source.folder, trained / "adapter"
+
+    def tokenizer(self, context: Context) -> Any:
+        """The tokenizer that goes with the model."""
+        assert context.source is not None
+        return load_tokenizer(context.source.folder)
+
+    def attach(self, context: Context, model: Any, adapter: Path) -> Any:
+        """The model with its adapter beside the weights."""
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, str(adapter)).eval()
+
+    def finish(self, context: Context, model: Any) -> None:
+        """Change what is saved, but not what it answers."""
+
+    def probes(self, context: Context, tokenizer: Any) -> tuple[Answers, int]:
+        """(what to ask a model before and after, of how many texts)."""
+        assert context.task and context.text
+        task, limit, texts = context.task, context.text.max_tokens, eval_texts(context)[:PROBES]
+        return lambda model: reference_outputs(model, tokenizer, task, texts, limit), len(texts)

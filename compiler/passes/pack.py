@@ -90,11 +90,11 @@ def check_output(output: Path) -> None:
 
 
 def _provenance(context: Context) -> dict[str, Any]:
-    assert context.source and context.data
+    assert context.source
     return {
         "edgelm": __version__,
         "model": {"name": context.recipe.model, "sha256": context.source.digest},
-        "data": {"sha256": context.data.digest()},
+        "data": {"sha256": context.data_digest},
         "stages": dict(context.digests),
         "packages": versions("torch", "transformers", "tokenizers", "numpy"),
     }

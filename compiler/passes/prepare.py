@@ -9,7 +9,8 @@ from edgelm.compiler.data import Dataset, load_dataset
 from edgelm.compiler.hf import load_tokenizer, uses_type_ids
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.recipe import Recipe
-from edgelm.runtime.errors import ModelError, RecipeError
+from edgelm.compiler.training import default_max_tokens, is_trained
+from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task, TextLimits
 
 FEW_TEXTS = 30  # with fewer, one differing text is over 3 points
@@ -40,18 +41,6 @@ class Prepare(Pass):
         n = len(data.eval)
         if n < FEW_TEXTS:
             context.note(f"{n} evaluation texts are few: what is verified on them says little")
-
-
-def is_trained(recipe: Recipe) -> bool:
-    """Whether this compile fine-tunes."""
-    if recipe.train.method == "auto":
-        return recipe.task == "text-classification" and recipe.data.train is not None
-    if recipe.train.method != "none" and recipe.data.train is None:
-        raise RecipeError(
-            f"train.method: {recipe.train.method!r} needs training data",
-            hint="name it with --train FILE, or compile the model as it is with --no-train",
-        )
-    return recipe.train.method != "none"
 
 
 def _model_labels(recipe: Recipe, source: Source) -> tuple[str, ...] | None:
@@ -99,14 +88,17 @@ def _text_limits(context: Context, source: Source) -> TextLimits:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise ModelError(f"{source.folder}: its config cannot be loaded: {err}") from err
-    wanted = context.recipe.max_tokens
-    if source.max_tokens < wanted and context.recipe.origins.get("max_tokens") not in (
-        None,
-        "default",
-    ):
-        context.note(f"max_tokens: {wanted} is over what the model takes, {source.max_tokens}")
     return TextLimits(
-        max_tokens=min(wanted, source.max_tokens),
+        max_tokens=max_tokens(context),
         pad_id=int(tokenizer.pad_token_id),
         type_ids=uses_type_ids(tokenizer, config),
     )
+
+
+def max_tokens(context: Context) -> int:
+    """How many tokens a text may have, by recipe, task and model."""
+    assert context.source is not None
+    wanted, allowed = default_max_tokens(context.recipe), context.source.max_tokens
+    if allowed < wanted and context.recipe.max_tokens is not None:
+        context.note(f"max_tokens: {wanted} is over what the model takes, {allowed}")
+    return min(wanted, allowed)

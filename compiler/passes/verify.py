@@ -112,14 +112,20 @@ def require_verified(context: Context) -> None:
         lines += [f"{state.name}: {failure}" for failure in state.failures]
         for worst in state.worst[:3]:
             lines.append(
-                f"    {worst.text[:70]!r}: reference {worst.reference}, "
-                f"variant {worst.answer} (difference {worst.difference:.3g})"
+                f"    {worst.text[:70]!r}: reference {_shown(worst.reference)}, "
+                f"variant {_shown(worst.answer)} ({worst.what} {worst.difference:.3g})"
             )
     names = ", ".join(v.name for v in failed)
     raise VerificationError(
         "verification failed, no bundle was written\n" + "\n".join(lines),
         hint=f"use a higher precision instead of {names}, or state other limits under `verify`",
     )
+
+
+def _shown(answer: str) -> str:
+    """In a line of an error."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(answer.split()))
+    return line if len(line) <= 120 else f"{line[:119]}…"
 
 
 def _worst(

@@ -1,4 +1,4 @@
-"""What a page is built of; report.html.j2 knows how each is written."""
+"""What page and card are built of; report.html.j2 knows how each block is written."""
 
 from __future__ import annotations
 
@@ -85,6 +85,20 @@ class Details:
 
 
 Block = Table | Figures | Paragraph | Items | Facts | Pre | Details
+
+
+@dataclass(frozen=True)
+class CardParts:
+    """What card.md says of one kind of task, in Markdown."""
+
+    answers: str  # what the bundle answers
+    python: str  # how it is asked, after `model = edgelm.load(…)`
+    shell: str  # what stands behind `edgelm predict BUNDLE`
+    variants: str
+    data: str
+    notes: tuple[str, ...]  # what was noticed in the data, plain
+    limits: list[str]  # items
+    verified: list[str]  # items
 
 
 @dataclass(frozen=True)

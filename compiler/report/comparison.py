@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgelm.compiler.limits import Limits
 from edgelm.compiler.report.blocks import Block, Cell, Figure, Figures, Section, Table, row
-from edgelm.compiler.report.data import ReportData
+from edgelm.compiler.report.data import EncoderData
 from edgelm.compiler.report.plots import Latency, Point, latency_plot, size_plot
 from edgelm.compiler.report.text import (
     DASH,
@@ -20,14 +20,14 @@ from edgelm.runtime.manifest import Measured, Parity, Variant
 from edgelm.runtime.metrics import main_metric
 
 
-def drop(data: ReportData, variant: Variant) -> float | None:
+def drop(data: EncoderData, variant: Variant) -> float | None:
     """How much of the main metric a variant loses against the reference."""
     name = main_metric(data.manifest.task)
     ours, theirs = variant.metrics.get(name), data.manifest.reference.get(name)
     return None if ours is None or theirs is None else theirs - ours
 
 
-def comparison(data: ReportData) -> Section:
+def comparison(data: EncoderData) -> Section:
     """One row a variant, the reference first."""
     manifest = data.manifest
     classifies = manifest.task.kind == "text-classification"
@@ -50,7 +50,7 @@ def comparison(data: ReportData) -> Section:
         cells += [decimal(variant.metrics.get(m)) for m in metrics]
         if metric in metrics:
             cells.append(
-                _limited(decimal(drop(data, variant)), "≤", limits and decimal(limits.max_drop))
+                limited(decimal(drop(data, variant)), "≤", limits and decimal(limits.max_drop))
             )
         cells += _closeness(variant.parity, limits, classifies)
         cells += _measured(variant.measured)
@@ -78,12 +78,13 @@ def variant_size(variant: Variant) -> int | None:
     return variant.measured.size_bytes if variant.measured else None
 
 
-def n_compared(data: ReportData) -> int:
+def n_compared(data: EncoderData) -> int:
     """How many texts the variants were compared on."""
     return max((v.parity.n for v in data.manifest.variants if v.parity), default=data.data.n_eval)
 
 
-def _limited(text: str, sign: str, limit: str | None) -> Cell:
+def limited(text: str, sign: str, limit: str | None) -> Cell:
+    """A figure with its limit below."""
     return Cell(text, f"{sign} {limit}" if limit and text != DASH else "")
 
 
@@ -93,11 +94,11 @@ def _closeness(parity: Parity | None, limits: Limits | None, classifies: bool) -
     least = limits and decimal(limits.min_agreement if classifies else limits.min_cosine)
     if classifies:
         first = [
-            _limited(decimal(parity.agreement), "≥", least),
-            _limited(small(parity.kl_divergence), "≤", limits and small(limits.max_kl)),
+            limited(decimal(parity.agreement), "≥", least),
+            limited(small(parity.kl_divergence), "≤", limits and small(limits.max_kl)),
         ]
     else:
-        first = [_limited(decimal(parity.mean_cosine), "≥", least), decimal(parity.min_cosine)]
+        first = [limited(decimal(parity.mean_cosine), "≥", least), decimal(parity.min_cosine)]
     return [*first, small(parity.max_abs_diff)]
 
 
@@ -108,7 +109,7 @@ def _measured(m: Measured | None) -> list[str]:
     return [*times, count(m.texts_per_s), megabytes(m.memory_bytes)]
 
 
-def _overview(data: ReportData) -> list[Block]:
+def _overview(data: EncoderData) -> list[Block]:
     """Size against quality, and latency."""
     figures: list[Figure] = []
     manifest, metric = data.manifest, main_metric(data.manifest.task)

@@ -63,12 +63,18 @@ class Curve:
 
 
 def size_plot(
-    points: Sequence[Point], value_name: str, reference: float | None, *, least_pad: float
+    points: Sequence[Point],
+    value_name: str,
+    reference: float | None,
+    *,
+    least_pad: float,
+    floor: float = -math.inf,
 ) -> str:
     """Labelled points, and the reference as a line where there is one."""
     d = Drawing(WIDTH, HEIGHT, f"{value_name} against size in MB")
     values = [p.value for p in points] + ([reference] if reference is not None else [])
     lo, hi = _padded(values, least_pad)
+    lo = max(lo, floor)
     x = Scale(0.0, max(p.size_bytes for p in points) / 1e6 * 1.12 or 1.0, 58, WIDTH - 14)
     y = Scale(lo, hi, HEIGHT - 46, 34)
     axes(

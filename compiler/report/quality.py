@@ -14,7 +14,7 @@ from edgelm.compiler.report.blocks import (
     Table,
     row,
 )
-from edgelm.compiler.report.data import ReportData
+from edgelm.compiler.report.data import EncoderData
 from edgelm.compiler.report.heatmap import MAX_COMPACT, MAX_FULL, compact_heatmap, full_heatmap
 from edgelm.compiler.report.plots import histogram_floor, histogram_plot, reliability_plot
 from edgelm.compiler.report.stats import (
@@ -37,7 +37,7 @@ PAIRS_SHOWN = 20
 LABELS_SHOWN = 15
 
 
-def quality(data: ReportData) -> Section:
+def quality(data: EncoderData) -> Section:
     """Empty where no variant ran."""
     if data.manifest.task.kind == "feature-extraction":
         return Section("vectors", "Vectors", tuple(_vectors(data)))
@@ -53,7 +53,7 @@ def quality(data: ReportData) -> Section:
     return Section("labels", "Labels", tuple(blocks))
 
 
-def _confusion(data: ReportData, truth: Bools, best: Variant) -> list[Block]:
+def _confusion(data: EncoderData, truth: Bools, best: Variant) -> list[Block]:
     labels = data.manifest.task.labels
     matrix = confusion(truth, data.outputs[best.name])
     wrong = int(matrix.sum() - np.trace(matrix))
@@ -88,7 +88,7 @@ def _pairs(labels: tuple[str, ...], matrix: Counts) -> list[Block]:
     return [Table(head, rows, n_text=2, caption=caption)]
 
 
-def _label_table(data: ReportData, truth: Bools, best: Variant) -> list[Block]:
+def _label_table(data: EncoderData, truth: Bools, best: Variant) -> list[Block]:
     task = data.manifest.task
     ours = label_scores(task, truth, data.outputs[best.name])
     theirs = {s.label: s.f1 for s in label_scores(task, truth, data.reference)}
@@ -110,7 +110,7 @@ def _label_table(data: ReportData, truth: Bools, best: Variant) -> list[Block]:
     ]
 
 
-def _calibration(data: ReportData, truth: Bools, best: Variant) -> list[Block]:
+def _calibration(data: EncoderData, truth: Bools, best: Variant) -> list[Block]:
     task = data.manifest.task
     bins = {
         name: reliability(task, truth, outputs)
@@ -132,7 +132,7 @@ def _calibration(data: ReportData, truth: Bools, best: Variant) -> list[Block]:
     return [Figures((Figure(reliability_plot(drawn), caption),))]
 
 
-def _vectors(data: ReportData) -> list[Block]:
+def _vectors(data: EncoderData) -> list[Block]:
     found = [
         (series(i), v, cosine(data.reference, data.outputs[v.name]))
         for i, v in enumerate(data.manifest.variants)

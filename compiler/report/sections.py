@@ -1,18 +1,16 @@
-"""The sections every report has: training, worst examples, data, recipe, provenance."""
+"""The sections every report has: training, worst examples, recipe, provenance."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
-from edgelm.compiler.context import Worst
 from edgelm.compiler.report.blocks import (
     Block,
-    Cell,
     Details,
     Facts,
     Figure,
     Figures,
-    Items,
     Paragraph,
     Pre,
     Section,
@@ -20,25 +18,17 @@ from edgelm.compiler.report.blocks import (
     row,
 )
 from edgelm.compiler.report.data import ReportData
-from edgelm.compiler.report.heatmap import label_bars, label_ranks
-from edgelm.compiler.report.plots import (
-    Curve,
-    curves_plot,
-    known,
-)
+from edgelm.compiler.report.plots import Curve, curves_plot, known
 from edgelm.compiler.report.text import (
     DASH,
     count,
     decimal,
-    file_name,
-    one_line,
     plural,
     shorten,
     small,
     three_digits,
 )
 
-MAX_BARS = 30
 TEXT_SHOWN = 400  # characters of a worst example
 
 
@@ -93,83 +83,28 @@ def _curves(epochs: list[dict[str, Any]], names: list[tuple[str, str]]) -> list[
     return [Curve(name, points, f"s{i}") for i, (name, points) in enumerate(found) if points]
 
 
-def worst_examples(data: ReportData) -> Section:
-    """The texts on which each variant is farthest from the reference."""
-    classifies = data.manifest.task.kind == "text-classification"
-    unit = "KL divergence, nats" if classifies else "1 − cosine"
-    blocks: list[Block] = [
-        Paragraph(
-            "The evaluation texts on which each variant is farthest from the reference"
-            + (", texts with another label first." if classifies else ".")
-        )
-    ]
-    head = ("text", "reference", "variant", unit)
+def worst_examples(
+    data: ReportData,
+    intro: str,
+    head: tuple[str, str, str, str],
+    *,
+    n_answer: int = 120,
+    difference: Callable[[float], str] = small,
+) -> Section:
+    """The examples on which each variant is farthest from the reference, side by side. `head` names
+    the columns; of an answer `n_answer` characters are shown."""
+    blocks: list[Block] = [Paragraph(intro)]
     for i, variant in enumerate(data.manifest.variants):
-        rows = tuple(_worst_row(w) for w in data.worst.get(variant.name, ()))
+        rows = tuple(
+            row(
+                shorten(w.text, TEXT_SHOWN), shorten(w.reference, n_answer),
+                shorten(w.answer, n_answer), difference(w.difference),
+            )
+            for w in data.worst.get(variant.name, ())
+        )  # fmt: skip
         if rows:
             blocks.append(Details(variant.name, (Table(head, rows, n_text=3),), is_open=i == 0))
     return Section("worst", "Worst examples", tuple(blocks) if len(blocks) > 1 else ())
-
-
-def _worst_row(w: Worst) -> tuple[Cell, ...]:
-    return row(
-        shorten(w.text, TEXT_SHOWN), shorten(w.reference, 120), shorten(w.answer, 120),
-        small(w.difference),
-    )  # fmt: skip
-
-
-def data_facts(data: ReportData) -> Section:
-    """What the data are, and what was noticed in reading them."""
-    report = data.data
-    columns = report.columns
-    used = [("text", columns.text), ("second text", columns.pair), ("label", columns.label)]
-    used += [("score", columns.score)]
-    facts = [("training texts", count(report.n_train)), ("evaluation texts", count(report.n_eval))]
-    facts.append(("left out of the evaluation", f"{count(report.n_overlap)} that stand in both"))
-    facts.append(("columns", ", ".join(f"{what}: {name}" for what, name in used if name)))
-    blocks: list[Block] = [Facts(tuple(facts))]
-    notes = tuple(dict.fromkeys([*data.notes, *report.notes]))
-    blocks += [Items(notes)] if notes else []
-    blocks += _label_counts(data)
-    if report.overlap_examples:
-        rows = tuple(
-            row(
-                shorten(o.text, TEXT_SHOWN),
-                f"{file_name(o.eval_path)}, row {o.eval_row}",
-                f"{file_name(o.train_path)}, row {o.train_row}",
-            )
-            for o in report.overlap_examples
-        )
-        table = Table(("text", "evaluation", "training"), rows, n_text=3)
-        blocks.append(Details("Texts that stand on both sides", (table,)))
-    return Section("data", "Data", tuple(blocks))
-
-
-def _label_counts(data: ReportData) -> list[Block]:
-    counts = sorted(data.data.label_counts.items(), key=lambda item: -item[1])
-    if not counts:
-        return []
-    of = "evaluation" if _counts_are_of_eval(data) else "training"
-    few, many = counts[-1], counts[0]
-    caption = (
-        f"Texts of the {of} data by label: {count(few[1])} ({shorten(one_line(few[0]), 60)}) to "
-        f"{count(many[1])} ({shorten(one_line(many[0]), 60)})."
-    )
-    if len(counts) <= MAX_BARS:
-        return [Figures((Figure(label_bars(counts), caption, wide=True),))]
-    rows = tuple(row(label, count(n)) for label, n in counts)
-    return [
-        Figures((Figure(label_ranks(counts), caption),)),
-        Details("Texts of every label", (Table(("label", "texts"), rows),)),
-    ]
-
-
-def _counts_are_of_eval(data: ReportData) -> bool:
-    """DataReport.label_counts are the evaluation's where the training texts have no labels."""
-    if data.truth is None or data.data.n_train == 0:
-        return True
-    sums = data.truth.sum(axis=0).tolist()
-    return [data.data.label_counts.get(x) for x in data.manifest.task.labels] == sums
 
 
 def recipe(data: ReportData) -> Section:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.compiler.report.data import ReportData
+from edgelm.compiler.report.data import EncoderData
 from edgelm.runtime.manifest import Task, Variant
 from edgelm.runtime.metrics import main_metric
 from edgelm.runtime.predictions import label_matrix, probabilities
@@ -37,7 +37,7 @@ class Bin:
     n: int
 
 
-def best_variant(data: ReportData) -> Variant | None:
+def best_variant(data: EncoderData) -> Variant | None:
     """Of the variants that ran: the highest metric, then the closest, then the smallest."""
     ran = [v for v in data.manifest.variants if v.name in data.outputs]
     name = main_metric(data.manifest.task)

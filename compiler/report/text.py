@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
 DASH = "–"
 MINUS = "−"
 
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 # Characters that XML and UTF-8 refuse, or that draw nothing: controls, lone surrogates.
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -97,3 +99,15 @@ def plural(n: int, noun: str) -> str:
 def file_name(path: str) -> str:
     """The last part of a path: where a user's files lie is nobody's business."""
     return re.split(r"[\\/]", path)[-1]
+
+
+def markdown(text: str) -> str:
+    """The text as it is, with nothing that Markdown or HTML would read in it."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column is words, the rest are numbers. Cells are Markdown."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -13,12 +15,23 @@ from edgelm.compiler.limits import (
     FIVE_BITS,
     FOUR_BITS,
     HALF,
+    TOKENS_BRAIN,
+    TOKENS_EIGHT,
+    TOKENS_EXACT,
+    TOKENS_FEWER,
+    TOKENS_FIVE,
+    TOKENS_FOUR,
+    TOKENS_HALF,
+    TOKENS_SIX,
+    TOKENS_THREE,
     Limits,
     failures,
     limits_for,
 )
 from edgelm.compiler.recipe import load_recipe
 from edgelm.runtime.manifest import Parity, Task
+from edgelm.targets.gguf.precisions import PRECISIONS as GGUF
+from edgelm.targets.onnx import DECODER_PRECISIONS
 
 TASK = Task("text-classification", ("a", "b"))
 EMBED = Task("feature-extraction", dimensions=4)
@@ -139,3 +152,86 @@ def test_a_stated_limit_has_no_slack_and_very_few_texts_have_none() -> None:
 def test_a_rank_correlation_has_no_slack() -> None:
     parity = Parity(20, 0.1, min_cosine=1.0, mean_cosine=1.0)
     assert failures(EMBED, EIGHT_BITS, parity, {"spearman": 0.85}, {"spearman": 0.9}) != ()
+
+
+GENERATE = Task("text-generation")
+GENERATION_DEFAULTS = {
+    TOKENS_EXACT: "fp32 f32",
+    TOKENS_HALF: "fp16 f16",
+    TOKENS_BRAIN: "bf16",
+    TOKENS_EIGHT: "int8 q8_0",
+    TOKENS_SIX: "q6_k",
+    TOKENS_FIVE: "q5_k_m q5_k_s q5_1 q5_0",
+    TOKENS_FOUR: "int4 q4_k_m q4_k_s iq4_nl iq4_xs q4_1 q4_0",
+    TOKENS_THREE: "q3_k_l q3_k_m q3_k_s iq3_m iq3_s iq3_xs iq3_xxs",
+    TOKENS_FEWER: "q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs iq1_m iq1_s tq2_0 tq1_0 q2_0 q1_0",
+}
+
+
+def test_each_precision_of_generation_has_its_limits() -> None:
+    recipe = load_recipe(None, {"model": "m", "task": "text-generation"})
+    known = {
+        name: limits for limits, names in GENERATION_DEFAULTS.items() for name in names.split()
+    }
+    assert {*GGUF, *DECODER_PRECISIONS} <= set(known)
+    for name, limits in known.items():
+        assert limits_for(recipe, "gguf", name) == limits
+    order = list(GENERATION_DEFAULTS)
+    for tighter, looser in pairwise(order):
+        assert tighter.min_agreement > looser.min_agreement
+        assert tighter.max_kl < looser.max_kl
+        assert tighter.max_kl_p999 < looser.max_kl_p999
+        assert tighter.max_perplexity_ratio <= looser.max_perplexity_ratio
+        assert tighter.min_gain_kept >= looser.min_gain_kept
+
+
+TOKENS = Parity(
+    2000,
+    1.0,
+    agreement=0.96,
+    kl_divergence=0.01,
+    kl_p999=0.4,
+    perplexity_ratio=1.01,
+    gain_kept=0.97,
+)
+TUNED = {"loss": 1.0, "base_loss": 2.0}
+
+
+def judge_tokens(limits: Limits, **numbers: float) -> tuple[str, ...]:
+    return failures(GENERATE, limits, replace(TOKENS, **numbers), {"loss": 1.0}, TUNED)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        (
+            {"agreement": 0.9},
+            "agreement 0.9000 (200 of 2000 tokens differ) is under the limit 0.9300",
+        ),
+        ({"kl_divergence": 0.03}, "mean KL divergence 3.00e-02 is over the limit 2.00e-02"),
+        ({"kl_p999": 1.5}, "99.9 % KL divergence 1.50e+00 is over the limit 5.00e-01"),
+        (
+            {"perplexity_ratio": 1.1},
+            "perplexity is 1.1000 of the reference's, over the limit 1.0300",
+        ),
+        (
+            {"gain_kept": 0.9},
+            "it keeps 0.9000 of what fine-tuning gained (1.0000 nats a token), under the limit "
+            "0.9500",
+        ),
+    ],
+)
+def test_limits_of_generation(numbers: dict[str, float], says: str) -> None:
+    assert judge_tokens(TOKENS_EIGHT) == ()
+    assert judge_tokens(TOKENS_EIGHT, **numbers) == (says,)
+    if "agreement" not in numbers:  # a share that can be counted is a number
+        assert len(judge_tokens(TOKENS_FEWER, **dict.fromkeys(numbers, NAN))) == 1
+
+
+def test_a_small_gain_is_judged_only_when_asked() -> None:
+    small = {"loss": 1.0, "base_loss": 1.02}
+    parity = replace(TOKENS, gain_kept=-0.5)
+    assert failures(GENERATE, TOKENS_EIGHT, parity, {}, small) == ()
+    stated = replace(TOKENS_EIGHT, min_gain_kept=0.5, stated=frozenset({"min_gain_kept"}))
+    assert "keeps -0.5000" in failures(GENERATE, stated, parity, {}, small)[0]
+    assert failures(GENERATE, TOKENS_EIGHT, replace(TOKENS, gain_kept=None), {}, {}) == ()

@@ -23,7 +23,8 @@ SAMPLES = {  # of leaves that have rules
     "train.method": "full",
     "data.train": "t.csv",
 }
-LEAVES = [leaf for leaf in leaves(Recipe) if leaf.key not in ("model", "verify.limits")]
+OF_GENERATION = ("adapter", "data.kind")  # refused for other tasks
+LEAVES = [leaf for leaf in leaves(Recipe) if leaf.key != "model" and not leaf.is_mapping]
 
 
 def sample(leaf: Leaf) -> Any:
@@ -33,7 +34,9 @@ def sample(leaf: Leaf) -> Any:
     words = choices(leaf.type)
     if words:
         return next(w for w in reversed(words) if w != leaf.default)
-    value = {str: "some text", int: 7, float: 0.125, bool: True}[scalar(leaf.type)]
+    value = {str: "some text", int: 7, float: 0.125, bool: leaf.default is not True}[
+        scalar(leaf.type)
+    ]
     return [value] if leaf.many else value
 
 
@@ -57,10 +60,14 @@ def from_flags(*args: str) -> Recipe:
 def test_a_file_and_the_command_line_give_equal_recipes(leaf: Leaf, tmp_path: Path) -> None:
     value = sample(leaf)
     path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump({"model": "m", **nested(leaf.key, value)}))
+    task = {"task": "text-generation"} if leaf.key in OF_GENERATION else {}
+    path.write_text(yaml.safe_dump({"model": "m", **task, **nested(leaf.key, value)}))
     by_file = load_recipe(path, {})
-    args = [leaf.flag] if value is True else [f"{leaf.flag}={v}" for v in flat(value)]
-    by_flag = from_flags(*args)
+    if isinstance(value, bool):
+        args = [leaf.flag if value else f"--no-{leaf.flag[2:]}"]
+    else:
+        args = [f"{leaf.flag}={v}" for v in flat(value)]
+    by_flag = from_flags(*args, *(f"--{key}={v}" for key, v in task.items()))
     found: Any = by_file
     for part in leaf.path:
         found = getattr(found, part)
@@ -69,7 +76,7 @@ def test_a_file_and_the_command_line_give_equal_recipes(leaf: Leaf, tmp_path: Pa
     assert by_file.origins[leaf.key] == str(path)
     assert by_flag.origins[leaf.key] == "command line"
     others = {key for key, origin in by_file.origins.items() if origin != "default"}
-    assert others == {"model", leaf.key}
+    assert others == {"model", leaf.key, *task}
 
 
 def flat(value: Any) -> list[Any]:
@@ -131,6 +138,10 @@ WRONG = [
     ("model: m\nlora: {alpha: 0}", "lora.alpha: 0: must be at least 1"),
     ("model: m\nlora: {dropout: 1}", "lora.dropout: 1.0: must be"),
     ("model: m\nquantize: {calibration_texts: 0}", "quantize.calibration_texts: 0: must be"),
+    ("model: m\nquantize: {imatrix_tokens: 0}", "quantize.imatrix_tokens: 0: must be"),
+    ("model: m\nquantize: {tensor_types: {ffn: q6_kk}}", "types.ffn: 'q6_kk': is no tensor type"),
+    ("model: m\nquantize: {tensor_types: {'ffn(': q6_k}}", "'ffn(': is no regular expression"),
+    ("model: m\nquantize: {tensor_types: [q6_k]}", "quantize.tensor_types: ['q6_k'] is not a map"),
     ("model: m\ntask: feature-extraction\ntrain: {method: lora}", "embeddings are compiled as"),
 ]  # fmt: skip
 
@@ -153,7 +164,9 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
 
 def test_dump_loads_to_an_equal_recipe_and_tells_the_origins(tmp_path: Path) -> None:
     overrides = {leaf.key: sample(leaf) for leaf in LEAVES} | {"model": "我/m"}
-    del overrides["task"]  # which has no say with train.method
+    for key in ("task", *OF_GENERATION):  # which have no say with train.method, data.pair, …
+        del overrides[key]
+    overrides["quantize.tensor_types"] = {"ffn_(up|down)": "q6_k"}
     overrides["verify.limits"] = {"gguf:q8_0": {"max_drop": 1e-5}}
     recipe = load_recipe(None, overrides)
     path = tmp_path / "r.yaml"
@@ -196,6 +209,9 @@ def test_the_json_schema_takes_what_the_recipe_takes() -> None:
         assert accepts(schema, {"model": "m", **nested(leaf.key, sample(leaf))}), leaf.key
     limits = {"verify": {"limits": {"onnx:int8": {"max_drop": 0.1}}}}
     assert accepts(schema, {"model": "m", **limits})
+    for kind, fits in (("q6_k", True), (3, False)):
+        types = {"quantize": {"tensor_types": {"ffn_down": kind}}}
+        assert accepts(schema, {"model": "m", **types}) is fits
     for wrong in ({}, {"model": 3}, {"model": "m", "epochs": 1}, {"model": "m", "train": {"x": 1}}):
         assert not accepts(schema, wrong)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pages import HOSTILE, Page
 
 from edgelm.compiler.context import Worst
 from edgelm.compiler.dataset import DataReport
 from edgelm.compiler.limits import Limits
-from edgelm.compiler.report import ReportData, render_card, render_report
+from edgelm.compiler.report import EncoderData, render_card, render_report
 from edgelm.compiler.report.stats import (
     best_variant,
     calibration_error,
@@ -48,50 +48,6 @@ from edgelm.runtime.metrics import (
 )
 
 SPECS = (("onnx", "fp32", 0.01), ("onnx", "int8", 0.5), ("gguf", "q8_0", 0.2), ("gguf", "q4_0", 1))
-HOSTILE = (
-    '<script>alert("x")</script>',
-    "a|b\nc",
-    "quote ' and \" and &amp;",
-    "\u202eעברית العربية",
-    "nul \x00 and half \ud800",
-    "`code` *stars* [link](javascript:alert(1)) {{ 7*7 }} </svg></style><img src=x onerror=f()>",
-    "漢字かな交じり文の長い長いラベル名でございますがどうでしょうか",
-)
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Page(HTMLParser):
-    """Checks that tags balance, and keeps what is shown."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.shown: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.shown.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.shown).split())
 
 
 def make(
@@ -102,7 +58,7 @@ def make(
     names: tuple[str, ...] = (),
     worst_text: str = "where is my card",
     seed: int = 0,
-) -> ReportData:
+) -> EncoderData:
     """Variants are the reference with noise; figures are computed as the compiler does."""
     rng = np.random.default_rng(seed)
     outputs: dict[str, NDArray[np.float32]] = {}
@@ -133,7 +89,7 @@ def make(
         provenance={"edgelm": "0.1.0", "model": {"name": "tiny", "sha256": "f" * 64}},
     )  # fmt: skip
     answers = ("card_lost 0.912", "card_stolen 0.487")
-    return ReportData(
+    return EncoderData(
         manifest=manifest,
         recipe_yaml="model: tiny\ntargets: [onnx:int8]\n",
         data=DataReport(
@@ -171,7 +127,7 @@ def parity(task: Task, a: NDArray[np.float32], b: NDArray[np.float32]) -> Parity
     return Parity(len(a), diff, agreement=float(same), kl_divergence=float(kl))
 
 
-def single(labels: tuple[str, ...], n: int = 300, **more: object) -> ReportData:
+def single(labels: tuple[str, ...], n: int = 300, **more: object) -> EncoderData:
     rng = np.random.default_rng(1)
     right = rng.integers(0, len(labels), n)
     logits = rng.normal(0, 1.2, (n, len(labels))).astype(np.float32)
@@ -181,19 +137,19 @@ def single(labels: tuple[str, ...], n: int = 300, **more: object) -> ReportData:
     return make(Task("text-classification", labels), truth, logits, **more)  # type: ignore[arg-type]
 
 
-def single_label() -> ReportData:
+def single_label() -> EncoderData:
     return single(tuple(f"intent_{i:02}" for i in range(12)))
 
 
-def many_labels() -> ReportData:
+def many_labels() -> EncoderData:
     return single(tuple(f"banking_intent_{i:02}" for i in range(77)), 600)
 
 
-def too_many_labels() -> ReportData:
+def too_many_labels() -> EncoderData:
     return single(tuple(f"label {i}" for i in range(450)), 200)
 
 
-def hostile() -> ReportData:
+def hostile() -> EncoderData:
     data = single(HOSTILE, names=HOSTILE[:4], worst_text=HOSTILE[5])
     manifest = replace(data.manifest, name=HOSTILE[0], version=HOSTILE[5])
     counts = dict.fromkeys(HOSTILE, 3)
@@ -201,7 +157,7 @@ def hostile() -> ReportData:
     return replace(data, manifest=manifest, data=report, notes=HOSTILE, recipe_yaml=HOSTILE[5])
 
 
-def multi_label() -> ReportData:
+def multi_label() -> EncoderData:
     labels = ("joy", "anger", "fear", "surprise", "never given")
     rng = np.random.default_rng(2)
     logits = rng.normal(-1, 2, (200, 5)).astype(np.float32)
@@ -210,13 +166,13 @@ def multi_label() -> ReportData:
     return make(Task("text-classification", labels, "multi_label"), truth, logits)
 
 
-def embeddings() -> ReportData:
+def embeddings() -> EncoderData:
     vectors = np.random.default_rng(3).normal(0, 1, (250, 32)).astype(np.float32)
     data = make(Task("feature-extraction", normalize=True, dimensions=32), None, vectors)
     return replace(data, training={"method": "none", "epochs": [], "merge": None})
 
 
-def nothing_measured() -> ReportData:
+def nothing_measured() -> EncoderData:
     """Figures missing or not finite, as a variant that failed has them."""
     data = single(("yes", "no"), 40)
     nan = float("nan")

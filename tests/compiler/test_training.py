@@ -20,7 +20,8 @@ from tiny_data import labelled_rows, write_csv
 
 import edgelm
 from edgelm.compiler import Recipe, compile, load_recipe
-from edgelm.compiler.passes.finetune import CHECKPOINTS, add_adapters
+from edgelm.compiler.passes.finetune import add_adapters
+from edgelm.compiler.training import CHECKPOINTS
 from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.errors import RecipeError, VerificationError
 from edgelm.runtime.progress import Progress

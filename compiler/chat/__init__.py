@@ -1,0 +1,1 @@
+"""Text generation in the compiler: chat data, samples, fine-tuning, and what settles the task."""

@@ -1,0 +1,142 @@
+"""Rules of a recipe that a type cannot state."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgelm.runtime.errors import RecipeError
+from edgelm.runtime.schema import nearest
+from edgelm.targets import TARGETS, get_target
+from edgelm.targets.gguf.precisions import TENSOR_TYPES
+
+if TYPE_CHECKING:
+    from edgelm.compiler.recipe import Recipe
+
+_MOST = {  # the largest sensible value of each limit
+    "min_agreement": 1.0,
+    "max_drop": 1.0,
+    "max_kl": math.inf,
+    "min_cosine": 1.0,
+    "max_kl_p999": math.inf,
+    "max_perplexity_ratio": math.inf,
+    "min_gain_kept": 1.0,
+}
+
+
+def split_target(spec: str) -> tuple[str, str]:
+    """`onnx:int8` -> ("onnx", "int8"). Raises RecipeError."""
+    target, _, precision = spec.partition(":")
+    if target not in TARGETS:
+        raise RecipeError(
+            f"targets: unknown target {target!r} in {spec!r}{nearest(target, TARGETS)}",
+            hint=f"known targets: {', '.join(TARGETS)}",
+        )
+    known = get_target(target).capabilities().precisions
+    if precision not in known:
+        raise RecipeError(
+            f"targets: {target} has no precision {precision!r}{nearest(precision, known)}",
+            hint=f"{target} has {', '.join(known)}",
+        )
+    return target, precision
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError for the first rule that is broken, naming key, value and rule."""
+
+    def rule(ok: bool, key: str, value: object, says: str) -> None:
+        if not ok:
+            raise RecipeError(f"{key}: {value!r}: {says}")
+
+    rule(bool(recipe.model), "model", recipe.model, "a recipe needs a model")
+    rule(bool(recipe.targets), "targets", recipe.targets, "at least one TARGET:PRECISION is needed")
+    rule(
+        len(set(recipe.targets)) == len(recipe.targets), "targets", recipe.targets,
+        "a target stands twice",
+    )  # fmt: skip
+    for spec in recipe.targets:
+        split_target(spec)
+    for spec in recipe.verify.limits:
+        rule(spec in recipe.targets, "verify.limits", spec, "is not among the targets")
+    for where, limits in (("verify", recipe.verify), *recipe.verify.limits.items()):
+        for name, most in _MOST.items():
+            value = getattr(limits, name)
+            says = "must be 0 or more" if most == math.inf else f"must be 0 to {most:g}"
+            rule(value is None or 0 <= value <= most, f"{where}.{name}", value, says)
+    d, t, lo, q = recipe.data, recipe.train, recipe.lora, recipe.quantize
+    rule(
+        recipe.max_tokens is None or 4 <= recipe.max_tokens <= 65536, "max_tokens",
+        recipe.max_tokens, "must be 4 to 65536",
+    )  # fmt: skip
+    rule(0 <= recipe.seed < 2**32, "seed", recipe.seed, "must be 0 to 4294967295")
+    rule(recipe.release >= 1, "release", recipe.release, "must be at least 1")
+    rule(recipe.threads is None or recipe.threads >= 1, "threads", recipe.threads, "must be >= 1")
+    rule(0 < recipe.threshold < 1, "threshold", recipe.threshold, "must lie between 0 and 1")
+    rule(0 < d.eval_fraction < 1, "data.eval_fraction", d.eval_fraction, "must lie between 0 and 1")
+    rule(
+        t.epochs is None or 0 < t.epochs < math.inf, "train.epochs", t.epochs,
+        "must be above 0, and a number",
+    )  # fmt: skip
+    rule(
+        t.batch_size is None or t.batch_size >= 1, "train.batch_size", t.batch_size,
+        "must be at least 1",
+    )  # fmt: skip
+    rule(
+        t.gradient_accumulation >= 1, "train.gradient_accumulation", t.gradient_accumulation,
+        "must be at least 1",
+    )  # fmt: skip
+    rule(
+        t.learning_rate is None or 0 < t.learning_rate < 1, "train.learning_rate",
+        t.learning_rate, "must lie between 0 and 1",
+    )  # fmt: skip
+    rule(0 <= t.warmup < 1, "train.warmup", t.warmup, "must be 0 or more and under 1")
+    rule(0 <= t.weight_decay < math.inf, "train.weight_decay", t.weight_decay, "must be 0 or more")
+    rule(t.early_stop >= 0, "train.early_stop", t.early_stop, "must be 0 or more")
+    rule(lo.rank >= 1, "lora.rank", lo.rank, "must be at least 1")
+    rule(lo.alpha is None or lo.alpha >= 1, "lora.alpha", lo.alpha, "must be at least 1")
+    rule(0 <= lo.dropout < 1, "lora.dropout", lo.dropout, "must be 0 or more and under 1")
+    v = recipe.verify
+    rule(v.eval_tokens >= 1, "verify.eval_tokens", v.eval_tokens, "must be at least 1")
+    rule(v.eval_answers >= 1, "verify.eval_answers", v.eval_answers, "must be at least 1")
+    rule(
+        q.calibration_texts >= 1, "quantize.calibration_texts", q.calibration_texts, "must be >= 1"
+    )
+    rule(q.imatrix_tokens >= 1, "quantize.imatrix_tokens", q.imatrix_tokens, "must be >= 1")
+    for pattern, kind in q.tensor_types.items():
+        says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
+        rule(kind in TENSOR_TYPES, f"quantize.tensor_types.{pattern}", kind, says)
+        rule(_is_pattern(pattern), "quantize.tensor_types", pattern, "is no regular expression")
+    rule(
+        not (recipe.task == "feature-extraction" and t.method in ("lora", "full")),
+        "train.method", t.method, "embeddings are compiled as they are: fine-tune before",
+    )  # fmt: skip
+    _check_generation(recipe, rule)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _check_generation(recipe: Recipe, rule: Callable[[bool, str, object, str], None]) -> None:
+    d = recipe.data
+    if recipe.task != "text-generation":
+        says = "is for text-generation: merge the adapter before, or train with --train"
+        rule(recipe.adapter is None, "adapter", recipe.adapter, says)
+        rule(d.kind == "auto", "data.kind", d.kind, "is for text-generation")
+        return
+    for key, value in (("pair", d.pair), ("label", d.label), ("multi_label", d.multi_label)):
+        rule(value is None, f"data.{key}", value, "generation has neither pairs nor labels")
+    rule(
+        d.text is None or d.kind in ("auto", "text"), "data.text", d.text,
+        f"names the column of plain texts, but the rows are to be of the kind {d.kind!r}",
+    )  # fmt: skip
+    rule(
+        recipe.adapter is None or recipe.train.method in ("auto", "none"), "adapter",
+        recipe.adapter, "is merged instead of training: leave train.method out",
+    )  # fmt: skip
