@@ -46,16 +46,21 @@ def compile_bundle(
     state: Path, data: Data, name: str, targets: Sequence[str], extra: Sequence[str], *, fresh: bool
 ) -> Compiled:
     """Run the command. `fresh` empties the cache before, so that the times are whole."""
+    arguments = [MODEL, "--train", str(data.train), "--eval", str(data.test), "--early-stop", "0"]
+    arguments += [part for target in targets for part in ("--target", target)]
+    return run_compile(state, name, [*arguments, *OPEN_LIMITS, *extra], fresh=fresh)
+
+
+def run_compile(state: Path, name: str, arguments: Sequence[str], *, fresh: bool) -> Compiled:
+    """`edgelm compile` with these arguments, into `state`."""
     cache, bundle = state / "cache", state / f"{name}.edgelm"
     if fresh:
         shutil.rmtree(cache, ignore_errors=True)
     for partial in cache.glob("*/.*.partial"):  # half a training would be half a time
         shutil.rmtree(partial, ignore_errors=True)
     state.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "edgelm", "compile", MODEL, "--log-json"]
-    command += ["--train", str(data.train), "--eval", str(data.test), "--early-stop", "0"]
-    command += [part for target in targets for part in ("--target", target)]
-    command += ["--cache-dir", str(cache), "-o", str(bundle), *OPEN_LIMITS, *extra]
+    command = [sys.executable, "-m", "edgelm", "compile", *arguments, "--log-json"]
+    command += ["--cache-dir", str(cache), "-o", str(bundle)]
     file = state / f"{name}.times.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"stages": {}}
     started = time.monotonic()

@@ -39,6 +39,7 @@ def environment(threads: int | None) -> dict[str, str]:
     """This process's environment, quiet, offline, and with so many threads for every library."""
     result = {**os.environ, **QUIET}
     result.pop("PYTHONPATH", None)
+    result.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have their bytecode
     if threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             result[name] = str(threads)

@@ -15,6 +15,7 @@ from _lib.results import Goal, goals_table, table
 from _lib.rounds import Spread, Worker, ratios
 from edgelm.compiler.passes.intake import find_model
 from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.training import default_max_tokens, settled
 
 EDGELM, EDGELM_FP32, PLAIN = "edgelm finetune", "edgelm finetune, fp32", "plain peft + Trainer"
 MAX_RATIO = 0.6
@@ -63,12 +64,12 @@ def _options(state: Path, data: Data, n_texts: int) -> dict[str, Any]:
         "train": str(train),
         "eval": str(held_out),
         "warm_up": str(_warm_up(train, folder / "warm-up.csv", labels)),
-        "batch_size": recipe.train.batch_size,
+        "batch_size": settled(recipe).batch_size,
         "learning_rate": 2e-3,
         "rank": recipe.lora.rank,
         "alpha": recipe.lora.alpha or recipe.lora.rank,
         "dropout": recipe.lora.dropout,
-        "max_tokens": recipe.max_tokens,
+        "max_tokens": default_max_tokens(recipe),
         "threads": n_cores(),
     }
 

@@ -50,3 +50,12 @@ def serve(work: Callable[[Options], Any], **ready: Any) -> None:
         started = time.perf_counter()
         work(question)
         say(seconds=time.perf_counter() - started)
+
+
+def answer_all(work: Callable[[Options], dict[str, Any]], **ready: Any) -> None:
+    """Answer each question with the figures that `work(question)` gives."""
+    say(**ready)
+    for line in sys.stdin:
+        question = json.loads(line)
+        gc.collect()
+        say(**work(question))

@@ -1,0 +1,86 @@
+"""Batch: a list of 8 prompts, answered side by side, against one after another."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from _lib.compiled import Compiled
+from _lib.results import Goal, goals_table, table
+from _lib.rounds import Spread, Worker, ratios
+from _lib.smollm2.bundle import GGUF, chat_worker
+
+MIN_GAIN = 2.0
+N_ANSWER = 96
+PROMPTS = (
+    "Describe a walk through an old harbour town on a rainy morning.",
+    "Explain to a child why the sea is salty and rivers are not.",
+    "Write a letter to a friend who has moved to a farm in the hills.",
+    "Tell the story of a clockmaker who loses his glasses.",
+    "Give advice to somebody who wants to bake bread for the first time.",
+    "Describe how a library lends books, from the shelf to the door.",
+    "Write about the first day of a new train driver.",
+    "Explain how a bicycle stays upright while somebody rides it.",
+)
+
+
+def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
+    """Both ways in turns, in one process."""
+    rows: list[list[str]] = []
+    goals: list[Goal] = []
+    for precision in GGUF:
+        variant = f"gguf-{precision}"
+        with chat_worker(compiled, variant, threads) as worker:
+            found = [_round(worker, i, rounds) for i in range(rounds)]
+        alone, side = [a["rate"] for a, _ in found], [b["rate"] for _, b in found]
+        gain = ratios(side, alone)
+        one, other = found[-1]
+        same = sum(a == b for a, b in zip(one["texts"], other["texts"], strict=True))
+        rows.append(
+            [
+                variant,
+                Spread.of(alone).show(0),
+                Spread.of(side).show(0),
+                gain.show(),
+                f"{same} of {len(PROMPTS)}",
+            ]
+        )
+        goals.append(
+            Goal(
+                f"{variant}: list of {len(PROMPTS)} prompts",
+                f">= {MIN_GAIN} x",
+                f"{gain.show()} x",
+                gain.median >= MIN_GAIN,
+            )
+        )
+    head = ["variant", "one after another, tokens/s", "as a list, tokens/s", "x", "equal answers"]
+    return "\n".join(
+        [
+            f"{len(PROMPTS)} prompts of about 30 tokens, up to {N_ANSWER} answer tokens each, "
+            f"greedy, {threads} threads, {rounds} rounds in turns; answer tokens by the seconds "
+            "of the whole call, prompts included. Side by side the engine's matrix products are "
+            "of another shape and round differently, so a near tie can fall the other way.",
+            "",
+            table(head, rows),
+            "",
+            goals_table(goals),
+        ]
+    )
+
+
+def _round(worker: Worker, i: int, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    alone: dict[str, Any] = {"texts": []}
+    seconds = n_tokens = 0.0
+    for prompt in PROMPTS:
+        told = worker.ask(prompt=prompt, max_tokens=N_ANSWER, seed=0)
+        seconds += told["first_s"] + told["seconds"]
+        n_tokens += told["answer_tokens"]
+        alone["texts"].append(told["text"])
+    alone["rate"] = n_tokens / seconds
+    side = worker.ask(prompts=PROMPTS, max_tokens=N_ANSWER, seed=0)
+    side["rate"] = side["answer_tokens"] / side["seconds"]
+    sys.stderr.write(
+        f"{worker.name} round {i + 1}/{rounds}: tokens/s {alone['rate']:.0f} one after another, "
+        f"{side['rate']:.0f} as a list\n"
+    )
+    return alone, side

