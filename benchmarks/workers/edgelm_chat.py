@@ -11,6 +11,7 @@ from protocol import Options, answer_all, options, versions
 import edgelm
 from edgelm.runtime.chat_model import ChatModel
 
+OTHER = "-"
 ENGINES = {"gguf": "llama-cpp-python", "onnx": "onnxruntime"}
 
 
@@ -38,9 +39,13 @@ def stream(model: ChatModel, prompt: Any, asked: Mapping[str, Any]) -> dict[str,
 
 
 def answer(model: ChatModel, question: Options) -> dict[str, Any]:
-    """`prompt` for one answer, `prompts` for a list; the rest are options of `predict`."""
-    asked = {k: v for k, v in question.items() if k not in ("prompt", "prompts")}
+    """`prompt` for one answer, `prompts` for a list; the rest are options of `predict`. Where
+    `held` is not asked for, another short prompt comes before the clock runs, so that nothing of
+    this one is held."""
+    asked = {k: v for k, v in question.items() if k not in ("prompt", "prompts", "held")}
     if "prompts" not in question:
+        if not question.get("held"):
+            model.predict(OTHER, raw=True, max_tokens=1)
         return stream(model, question["prompt"], asked)
     started, cpu = time.perf_counter(), time.process_time()
     found = model.predict(question["prompts"], **asked)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,43 @@ PROMPT = (
 )
 
 
+TASKS = Path(__file__).resolve().parents[2] / "tasks" / "rewriting.json"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One of our rewriting tasks, asked after a worked example."""
+
+    task: str
+    chat: tuple[dict[str, str], ...]  # instruction, example and its answer, the text
+
+    @property
+    def text(self) -> str:
+        return self.chat[-1]["content"]
+
+
+def read_questions() -> list[Question]:
+    """Of benchmarks/tasks/rewriting.json."""
+    found: list[Question] = []
+    for task in json.loads(TASKS.read_text(encoding="utf-8")):
+        said = (("system", task["ask"]), ("user", task["example"][0]))
+        said += (("assistant", task["example"][1]),)
+        for text in task["inputs"]:
+            chat = [{"role": role, "content": words} for role, words in (*said, ("user", text))]
+            found.append(Question(task["name"], tuple(chat)))
+    return found
+
+
 def compile_plain(state: Path, extra: Sequence[str]) -> Compiled:
-    """The model as it is, lowered by the code as it stands."""
+    """The model as it is, lowered by the code as it stands, compared over the worked examples."""
     if not is_current(state, NAME):
         drop_lowered(state)
+    state.mkdir(parents=True, exist_ok=True)
+    examples = {q.task: json.dumps({"messages": q.chat[:-1]}) for q in read_questions()}
+    held_out = state / "examples.jsonl"
+    held_out.write_text("".join(f"{line}\n" for line in examples.values()), encoding="utf-8")
     arguments = [MODEL, "--task", "text-generation", "--no-train", "--max-tokens", "2048"]
+    arguments += ["--eval", str(held_out)]
     arguments += [part for target in TARGETS for part in ("--target", target)]
     return run_compile(state, NAME, [*arguments, *OPEN_LIMITS, *extra], fresh=False)
 

@@ -31,10 +31,10 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> tuple[str, list
 
 
 def _edgelm(worker: Worker, prompt: str, long_prompt: str) -> tuple[float, float]:
-    """(prompt, answer) tokens/s; a seed makes it read the prompt anew."""
-    read = worker.ask(prompt=long_prompt, max_tokens=1, seed=0)
+    """(prompt, answer) tokens/s."""
+    read = worker.ask(prompt=long_prompt, max_tokens=1)
     assert read["prompt_tokens"] == N_PROMPT
-    told = worker.ask(prompt=prompt, max_tokens=N_ANSWER, seed=0)
+    told = worker.ask(prompt=prompt, max_tokens=N_ANSWER)
     return read["prompt_tokens"] / read["first_s"], _rate(told)
 
 
@@ -123,8 +123,8 @@ def _render(groups: list[tuple[str, Rates]], rounds: int, threads: int) -> str:
             "round; more than 1 means that edgelm is faster.",
             "",
             "- edgelm: `ChatModel.stream` from messages to pieces of text, in a process of its "
-            "own, loaded and warmed up; template, tokenizing and text are in the times; prompts "
-            "are read anew each time (`seed=`)",
+            "own, loaded and warmed up; template, tokenizing and text are in the times; nothing of "
+            "a prompt is held from before",
             f"- llama-bench: pp{N_PROMPT} and tg{N_ANSWER} of one repetition (-r 1) in a new "
             "process each round, after its own warm-up; it feeds random tokens, samples none and "
             "makes no text",

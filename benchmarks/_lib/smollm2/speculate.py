@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from _lib.compiled import Compiled
 from _lib.results import Goal, goals_table, table
 from _lib.rounds import Spread, Worker, ratios
-from _lib.smollm2.bundle import GGUF, chat_worker
+from _lib.smollm2.bundle import GGUF, Question, chat_worker, read_questions
 
 MIN_GAIN = 1.5
-N_ANSWER = 256
-TASKS = Path(__file__).resolve().parents[2] / "tasks" / "rewriting.json"
+N_ANSWER = 128  # about what a text takes that is copied
 
 Told = dict[str, Any]
 
 
 def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
     """Every question both ways, in turns."""
-    tasks = json.loads(TASKS.read_text(encoding="utf-8"))
+    questions = read_questions()
     rows: list[list[str]] = []
     goals: list[Goal] = []
     for precision in GGUF:
         variant = f"gguf-{precision}"
         with chat_worker(compiled, variant, threads) as worker:
-            found = [_round(worker, tasks, i, rounds) for i in range(rounds)]
-        names = [task["name"] for task in tasks]
+            found = [_round(worker, questions, i, rounds) for i in range(rounds)]
+        names = list(dict.fromkeys(question.task for question in questions))
         for name in [*names, "all"]:
             picked = [_of(pairs, None if name == "all" else name) for pairs in found]
             rows.append(_row(variant, name, picked))
@@ -44,8 +41,10 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
         [
             "Texts to copy with a change, or to pick sentences from, after one worked example "
             "(benchmarks/tasks/rewriting.json, written for this); the model's own answers, "
-            f"which end by themselves, greedy, {threads} threads, {rounds} rounds in turns. "
-            "Tokens/s from the first piece of an answer to its last, prompts read anew.",
+            f"of up to {N_ANSWER} tokens, greedy, {threads} threads, {rounds} rounds in turns. "
+            "Tokens/s from the first piece of an answer to its last, prompts read anew. Over 256 "
+            "tokens llama.cpp sums the attention of a single token in one part for each thread "
+            "and that of several tokens in one: a near tie can then fall the other way.",
             "",
             table([*head, "equal answers"], rows),
             "",
@@ -55,24 +54,16 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
 
 
 def _round(
-    worker: Worker, tasks: list[dict[str, Any]], i: int, rounds: int
+    worker: Worker, questions: list[Question], i: int, rounds: int
 ) -> list[tuple[str, Told, Told]]:
-    """(task, plain, lookup) of every question."""
+    """(task, plain, with lookup) of every question."""
     found: list[tuple[str, Told, Told]] = []
-    for task in tasks:
-        example, answer = task["example"]
-        begin = [
-            {"role": "system", "content": task["ask"]},
-            {"role": "user", "content": example},
-            {"role": "assistant", "content": answer},
-        ]
-        for text in task["inputs"]:
-            chat = [*begin, {"role": "user", "content": text}]
-            plain, lookup = (
-                worker.ask(prompt=chat, max_tokens=N_ANSWER, seed=0, speculate=way)
-                for way in ("off", "lookup")
-            )
-            found.append((task["name"], plain, lookup))
+    for question in questions:
+        plain, lookup = (
+            worker.ask(prompt=question.chat, max_tokens=N_ANSWER, speculate=way)
+            for way in ("off", "lookup")
+        )
+        found.append((question.task, plain, lookup))
     lookup_rates, plain_rates = _rates([_of(found, None)])
     sys.stderr.write(
         f"{worker.name} round {i + 1}/{rounds}: tokens/s {plain_rates[0]:.0f} plain, "

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from _lib.compiled import Compiled
 from _lib.results import Goal, goals_table, table
 from _lib.rounds import Spread, Worker, ratios
-from _lib.smollm2.bundle import GGUF, chat_worker
+from _lib.smollm2.bundle import GGUF, chat_worker, read_questions
 
 MAX_SHARE = 0.3
 N_ANSWER = 48
-TASKS = Path(__file__).resolve().parents[2] / "tasks" / "rewriting.json"
 SECOND = "Thank you. And what does the shortest of the texts say?"
 
 
@@ -52,8 +49,8 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
         [
             "A chat with a long first message; the second turn's prompt is the whole "
             "conversation and a new question. Milliseconds from the call to the first piece of "
-            f"text, {threads} threads, {rounds} rounds in turns: after the first turn, and with "
-            "`seed=`, which computes everything anew.",
+            f"text, {threads} threads, {rounds} rounds in turns: after the first turn, and after "
+            "another prompt, so that the engine holds nothing of the chat.",
             "",
             table(head, rows),
             "",
@@ -63,14 +60,13 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
 
 
 def _round(worker: Worker, i: int, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    tasks = json.loads(TASKS.read_text(encoding="utf-8"))
-    long = "\n\n".join(text for task in tasks for text in task["inputs"] if "(en)" in task["name"])
+    long = "\n\n".join(question.text for question in read_questions())
     chat = [{"role": "user", "content": f"Read these texts.\n\n{long}\n\nWhat are they about?"}]
-    first = worker.ask(prompt=chat, max_tokens=N_ANSWER, seed=0)
+    first = worker.ask(prompt=chat, max_tokens=N_ANSWER)
     chat.append({"role": "assistant", "content": first["text"]})
     chat.append({"role": "user", "content": SECOND})
-    held = worker.ask(prompt=chat, max_tokens=2)
-    anew = worker.ask(prompt=chat, max_tokens=2, seed=0)
+    held = worker.ask(prompt=chat, max_tokens=2, held=True)
+    anew = worker.ask(prompt=chat, max_tokens=2)
     sys.stderr.write(
         f"{worker.name} round {i + 1}/{rounds}: {1e3 * held['first_s']:.0f} ms, read anew "
         f"{1e3 * anew['first_s']:.0f} ms\n"
