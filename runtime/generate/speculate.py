@@ -1,7 +1,9 @@
 """Guesses of the next tokens, for the model to check several at once.
 
-A guess costs one wider step of the engine, and saves a step for each token that was right. What is
-answered stays the same: every token is picked from the model's own logits.
+A guess costs one wider step of the engine, and saves a step for each token that was right. Every
+token is picked from the model's own logits. An engine may round several tokens at once another way
+than one, as llama.cpp does with quantized weights: where two tokens are nearly as likely, the
+answer can then part from the plain one.
 """
 
 from __future__ import annotations
