@@ -2,8 +2,8 @@
 
 A guess costs one wider step of the engine, and saves a step for each token that was right. Every
 token is picked from the model's own logits. An engine may round several tokens at once another way
-than one, as llama.cpp does with quantized weights: where two tokens are nearly as likely, the
-answer can then part from the plain one.
+than one: llama.cpp does on CPUs once a sequence holds more than 256 tokens. Where two tokens are
+nearly as likely, the answer can then part from the plain one.
 """
 
 from __future__ import annotations
