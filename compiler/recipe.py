@@ -90,8 +90,8 @@ class TrainConfig:
     )  # fmt: skip
     packing: bool = option(
         True,
-        "Generation: put short rows together into sequences of up to max_tokens; they do not see "
-        "each other.",
+        "Generation: put short rows together into sequences of max_tokens at most, and of no more "
+        "than the longest row or 512; they do not see each other.",
         flag="--packing",
     )
     learning_rate: float | None = option(
@@ -124,7 +124,10 @@ class LoraConfig:
 
     rank: int = option(16, "Rank of the adapters.", flag="--lora-rank")
     alpha: int | None = option(None, "Scale; the rank when left out.", flag="--lora-alpha")
-    dropout: float = option(0.05, "Dropout before the adapters.", flag="--lora-dropout")
+    dropout: float | None = option(
+        None, "Dropout before the adapters; 0.05, for generation 0, when left out.",
+        flag="--lora-dropout",
+    )  # fmt: skip
     targets: list[str] = option(
         [], "Names of the linear layers; all of the encoder's or decoder's when left out.",
         flag="--lora-target", many=True,

@@ -96,7 +96,8 @@ def check(recipe: Recipe) -> None:
     rule(t.early_stop >= 0, "train.early_stop", t.early_stop, "must be 0 or more")
     rule(lo.rank >= 1, "lora.rank", lo.rank, "must be at least 1")
     rule(lo.alpha is None or lo.alpha >= 1, "lora.alpha", lo.alpha, "must be at least 1")
-    rule(0 <= lo.dropout < 1, "lora.dropout", lo.dropout, "must be 0 or more and under 1")
+    if lo.dropout is not None:
+        rule(0 <= lo.dropout < 1, "lora.dropout", lo.dropout, "must be 0 or more and under 1")
     v = recipe.verify
     rule(v.eval_tokens >= 1, "verify.eval_tokens", v.eval_tokens, "must be at least 1")
     rule(v.eval_answers >= 1, "verify.eval_answers", v.eval_answers, "must be at least 1")

@@ -19,7 +19,7 @@ from edgelm.compiler.context import Context
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.machine import cpu_has
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.recipe import Recipe, TrainConfig
+from edgelm.compiler.recipe import LoraConfig, Recipe, TrainConfig
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import encode, nearest
 
@@ -58,6 +58,14 @@ def settled(recipe: Recipe) -> TrainConfig:
     )
 
 
+def settled_lora(recipe: Recipe) -> LoraConfig:
+    """The recipe's `lora` with the dropout settled by task."""
+    # the random numbers of dropout are a sixth of a decoder's training on CPUs
+    default = 0.0 if recipe.task == GENERATION else 0.05
+    given = recipe.lora.dropout
+    return replace(recipe.lora, dropout=default if given is None else given)
+
+
 def default_max_tokens(recipe: Recipe) -> int:
     """The recipe's `max_tokens`, settled by task where it was left out."""
     return recipe.max_tokens or (1024 if recipe.task == GENERATION else 128)
@@ -90,7 +98,7 @@ class Training(Pass):
             "model": context.source.digest,
             "text": encode(context.text),
             "train": encode(settled(recipe)),
-            "lora": encode(recipe.lora) if method(recipe) == "lora" else None,
+            "lora": encode(settled_lora(recipe)) if method(recipe) == "lora" else None,
             "seed": recipe.seed,
             "precision": "bf16" if uses_bf16(recipe) else "fp32",
             "versions": versions("torch", "transformers", "peft", "accelerate"),
@@ -137,7 +145,7 @@ class Training(Pass):
 def add_lora(model: Any, recipe: Recipe, linear: Sequence[str], in_full: Sequence[str]) -> Any:
     """Put LoRA adapters on those of the `linear` layers that the recipe wants; the modules named
     by `in_full` are trained as they are. Raises RecipeError when `lora.targets` names no layer."""
-    from peft import LoraConfig, get_peft_model
+    import peft
 
     short = sorted({name.rsplit(".", 1)[-1] for name in linear})
     wanted = recipe.lora.targets or short
@@ -147,15 +155,15 @@ def add_lora(model: Any, recipe: Recipe, linear: Sequence[str], in_full: Sequenc
                 f"lora.targets: the model has no linear layer {name!r}{nearest(name, short)}",
                 hint=f"its linear layers are {', '.join(short)}",
             )
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha or recipe.lora.rank,
-        lora_dropout=recipe.lora.dropout,
+        lora_dropout=settled_lora(recipe).dropout,
         target_modules=[n for n in linear if n.rsplit(".", 1)[-1] in wanted],
         modules_to_save=list(in_full),
         bias="none",
     )
-    return get_peft_model(model, config)
+    return peft.get_peft_model(model, config)
 
 
 def make_trainer(

@@ -15,7 +15,7 @@ from _lib.results import Goal, goals_table, table
 from _lib.rounds import Spread, Worker, ratios
 from edgelm.compiler.passes.intake import find_model
 from edgelm.compiler.recipe import Recipe
-from edgelm.compiler.training import default_max_tokens, settled
+from edgelm.compiler.training import default_max_tokens, settled, settled_lora
 
 EDGELM, EDGELM_FP32, PLAIN = "edgelm finetune", "edgelm finetune, fp32", "plain peft + Trainer"
 MAX_RATIO = 0.6
@@ -68,7 +68,7 @@ def _options(state: Path, data: Data, n_texts: int) -> dict[str, Any]:
         "learning_rate": 2e-3,
         "rank": recipe.lora.rank,
         "alpha": recipe.lora.alpha or recipe.lora.rank,
-        "dropout": recipe.lora.dropout,
+        "dropout": settled_lora(recipe).dropout,
         "max_tokens": default_max_tokens(recipe),
         "threads": n_cores(),
     }

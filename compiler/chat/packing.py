@@ -14,6 +14,7 @@ from typing import Any
 from edgelm.compiler.chat.samples import Sample
 
 IGNORED = -100  # the label of a token that is no target
+ROW_TOKENS = 512  # of a packed row: the time of attention grows with its square
 MAX_DIFF = 1e-3  # of logits, packed and alone, relative to the largest; seen are about 1e-6
 
 Row = dict[str, list[int]]
@@ -39,8 +40,10 @@ def pack(samples: Sequence[Sample], max_tokens: int) -> list[list[int]]:
 
 
 def packed_rows(samples: Sequence[Sample], max_tokens: int) -> list[Row]:
-    """Rows of ids, labels and position ids."""
-    return [_joined([samples[i] for i in row]) for row in pack(samples, max_tokens)]
+    """Rows of ids, labels and position ids, of at most `max_tokens` and no longer than the longest
+    sample or ROW_TOKENS."""
+    n_tokens = min(max_tokens, max(ROW_TOKENS, *(len(s.ids) for s in samples)))
+    return [_joined([samples[i] for i in row]) for row in pack(samples, n_tokens)]
 
 
 def single_rows(samples: Sequence[Sample]) -> list[Row]:
