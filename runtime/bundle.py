@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from edgelm.runtime.background import Background
 from edgelm.runtime.errors import BundleError, TamperedError
 from edgelm.runtime.files import sha256_file
 from edgelm.runtime.manifest import FILE_NAME, FileEntry, Manifest, Variant, read_manifest
@@ -18,6 +19,7 @@ class Bundle:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.manifest: Manifest = read_manifest(root)
+        self._checks: dict[str, Background[None]] = {}
 
     def tokenizer_files(self) -> tuple[FileEntry, ...]:
         """The files under tokenizer/."""
@@ -48,9 +50,21 @@ class Bundle:
             except OSError as err:
                 raise BundleError(f"{path}: cannot be read: {err.strerror or err}") from err
 
-    def check_for(self, variant: Variant) -> None:
-        """Check what predicting with `variant` reads: the tokenizer and the variant's files."""
-        self.check([*self.tokenizer_files(), *variant.files])
+    def start_check(self, variant: Variant) -> None:
+        """Begin to check the variant's files beside other work; `check_variant` has the outcome."""
+        self._checks[variant.name] = Background(self.check, variant.files)
+
+    def check_tokenizer(self) -> None:
+        """Check the files under tokenizer/."""
+        self.check(self.tokenizer_files())
+
+    def check_variant(self, variant: Variant) -> None:
+        """Check the variant's files, or wait for the check of them that was begun."""
+        started = self._checks.pop(variant.name, None)
+        if started is None:
+            self.check(variant.files)
+        else:
+            started.result()
 
     def extra_files(self) -> list[str]:
         """Files on disk that the manifest does not name."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast, overload
 
+from edgelm.runtime.background import Background
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
 from edgelm.runtime.engine import DecoderOptions, DecoderSession
 from edgelm.runtime.errors import BundleError, InputError, UsageError
@@ -51,9 +52,16 @@ class ChatModel(Model):
 
         super().__init__(bundle, variant)
         text = self.manifest.text
-        self._tokenizer = Tokenizer(bundle.root / TOKENIZER_DIR, text, truncates=False)
+
+        def open_() -> DecoderSession:
+            bundle.check_variant(variant)
+            return get_target(variant.target).open_decoder(bundle.root, variant, text, options)
+
+        opening = Background(open_)
+        bundle.check_tokenizer()
         self._template = _read_template(bundle) if self.task.chat else None
-        session = get_target(variant.target).open_decoder(bundle.root, variant, text, options)
+        self._tokenizer = Tokenizer(bundle.root / TOKENIZER_DIR, text, truncates=False)
+        session = opening.result()
         self._session: DecoderSession | None = session
         self.held = Held(session)
         self._draft = draft

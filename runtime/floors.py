@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
 
 from edgelm.runtime.errors import BundleError, TargetUnavailable
 from edgelm.runtime.manifest import Variant
@@ -35,6 +34,8 @@ def check_engine(variant: Variant) -> None:
 
 def _installed(package: str) -> tuple[str, str]:
     """The distribution that brings the engine, and its version; empty where there is none."""
+    from importlib import metadata  # 20 ms, which `load` has while a bundle's files are read
+
     for name in (package, *_ALSO.get(package, ())):
         try:
             return name, metadata.version(name)

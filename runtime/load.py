@@ -10,7 +10,7 @@ from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.engine import DEVICES, DecoderOptions, Device
 from edgelm.runtime.errors import UsageError
 from edgelm.runtime.floors import check_engine
-from edgelm.runtime.manifest import TOKENIZER_FILE
+from edgelm.runtime.manifest import TOKENIZER_FILE, Variant
 from edgelm.runtime.model import Model
 from edgelm.runtime.select import select_variant
 
@@ -42,8 +42,12 @@ def load(
         raise UsageError(f"device: {device!r} is none of {', '.join(DEVICES)}")
     options = DecoderOptions(device, threads, context_tokens)
     bundle = Bundle(Path(path))
-    chosen = select_variant(bundle.manifest, variant, device, unavailable)
-    bundle.check_for(chosen)
+
+    def why_not(candidate: Variant) -> str | None:
+        bundle.start_check(candidate)  # beside loading the engine's library, and more
+        return unavailable(candidate.target, device)
+
+    chosen = select_variant(bundle.manifest, variant, why_not)
     check_engine(chosen)
     if bundle.manifest.task.kind == "text-generation":
         from edgelm.runtime.chat_model import ChatModel

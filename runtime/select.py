@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgelm.runtime.engine import Device
 from edgelm.runtime.errors import TargetUnavailable, UnknownVariant
 from edgelm.runtime.manifest import Manifest, Variant
 from edgelm.runtime.schema import nearest
 
 
 def select_variant(
-    manifest: Manifest,
-    name: str | None,
-    device: Device,
-    unavailable: Callable[[str, Device], str | None],
+    manifest: Manifest, name: str | None, why_not: Callable[[Variant], str | None]
 ) -> Variant:
     """The variant called `name` (or the best of the target called so), else the best that runs.
 
-    `unavailable(target, device)` gives the reason why a target cannot run here, or None. Best is
-    the most texts (generation: tokens of an answer) per second, as measured when the bundle was
-    compiled; the first where nothing was measured. Raises UnknownVariant, TargetUnavailable.
+    `why_not(variant)` gives the reason why its target cannot run here, or None; each target is
+    asked for once. Best is the most texts (generation: tokens of an answer) per second, as measured
+    when the bundle was compiled; the first where nothing was measured. Raises UnknownVariant,
+    TargetUnavailable.
     """
     wanted = [v for v in manifest.variants if name is None or name in (v.name, v.target)]
     if not wanted:
@@ -32,7 +29,7 @@ def select_variant(
     reasons: dict[str, str] = {}
     for variant in sorted(wanted, key=_speed, reverse=True):  # asking loads the engine
         if variant.target not in reasons:
-            reason = unavailable(variant.target, device)
+            reason = why_not(variant)
             if reason is None:
                 return variant
             reasons[variant.target] = reason

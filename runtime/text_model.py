@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, cast, overload
 
+from edgelm.runtime.background import Background
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
-from edgelm.runtime.engine import EngineOptions
+from edgelm.runtime.engine import EngineOptions, Session
 from edgelm.runtime.errors import InputError, UsageError
 from edgelm.runtime.manifest import Variant
 from edgelm.runtime.model import Model
@@ -22,8 +23,15 @@ class TextModel(Model):
         from edgelm.targets import get_target
 
         super().__init__(bundle, variant)
+
+        def open_() -> Session:
+            bundle.check_variant(variant)
+            return get_target(variant.target).open(bundle.root, variant, self.task, options)
+
+        opening = Background(open_)
+        bundle.check_tokenizer()
         tokenizer = Tokenizer(bundle.root / TOKENIZER_DIR, self.manifest.text)
-        session = get_target(variant.target).open(bundle.root, variant, self.task, options)
+        session = opening.result()
         self._runner: Runner | None = Runner(tokenizer, session)
         self.device = session.device
 

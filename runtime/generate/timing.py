@@ -32,8 +32,9 @@ def measure_decoder(
 ) -> Measured:
     """Measure the variant in this process; the texts are whole prompts. Raises what `load` does."""
     bundle = Bundle(root)
-    variant = select_variant(bundle.manifest, name, device, unavailable)
-    bundle.check_for(variant)
+    variant = select_variant(bundle.manifest, name, lambda v: unavailable(v.target, device))
+    bundle.check_tokenizer()
+    bundle.check_variant(variant)
     tokenizer, manifest = bundle.root / TOKENIZER_DIR, bundle.manifest
     rows = prompt_ids(tokenizer, texts, manifest.task, manifest.text)
     rows = [ids for ids in rows if ids]

@@ -154,23 +154,31 @@ class _Cursor:
             raise _Bad(f"an array of {n} strings does not fit the file")
         data, size, at = self.data, self.size, self.at
         unpack = struct.Struct("<Q").unpack_from
-        seen: set[bytes] = set()
-        for _ in range(n):
-            if at + 8 > size:
-                raise _Bad("it ends inside a string")
-            (length,) = unpack(data, at)
-            at += 8 + length
-            if at > size:
-                raise _Bad("a string is longer than the file")
-            if unique:
-                seen.add(data[at - length : at].partition(b"\0")[0])  # llama.cpp reads C strings
-        if unique and (len(seen) != n or b"" in seen):
-            raise _Bad("a token is empty or stands twice in the vocabulary")
+        ends: list[int] = []
+        try:
+            for _ in range(n):
+                at += 8 + unpack(data, at)[0]
+                ends.append(at)
+        except struct.error:
+            raise _Bad("it ends inside a string, or a string is longer than the file") from None
+        if at > size:
+            raise _Bad("a string is longer than the file")
+        if unique:
+            _check_tokens(data, self.at, ends)
         self.at = at
 
     def _need(self, n: int) -> None:
         if n > self.size - self.at:
             raise _Bad("it ends inside its header")
+
+
+def _check_tokens(data: mmap.mmap, at: int, ends: list[int]) -> None:
+    starts = [at + 8, *(end + 8 for end in ends[:-1])]
+    seen = set(map(data.__getitem__, map(slice, starts, ends)))
+    if b"\0" in b"".join(seen):  # llama.cpp reads C strings
+        seen = {token.partition(b"\0")[0] for token in seen}
+    if len(seen) != len(ends) or b"" in seen:
+        raise _Bad("a token is empty or stands twice in the vocabulary")
 
 
 def _read(cursor: _Cursor) -> Header:
