@@ -121,6 +121,11 @@ class DecoderSession(Protocol):
         then nothing was appended."""
         ...
 
+    def append(self, slot: int, token_id: int) -> NDArray[np.float32]:
+        """`extend` by a single token, with as little work around the engine as can be: logits
+        (1, V), under the same rules."""
+        ...
+
     def length(self, slot: int) -> int:
         """Tokens that the sequence holds."""
         ...

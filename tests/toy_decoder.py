@@ -50,6 +50,9 @@ class ToyDecoder:
                     rows.append(next_logits(held))
         return np.stack(rows) if rows else np.empty((0, V), np.float32)
 
+    def append(self, slot: int, token_id: int) -> NDArray[np.float32]:
+        return self.extend([Chunk(slot, np.array([token_id], np.int32))])
+
     def length(self, slot: int) -> int:
         return len(self.slots[slot])
 

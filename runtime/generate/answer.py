@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from edgelm.runtime.generate.options import GenerateOptions
 from edgelm.runtime.generate.sampler import Floats, Sampler, TokenLogprob, logprobs
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one token brought."""
 
     text: str
@@ -61,6 +59,8 @@ class Answer:
 
     def guess(self) -> list[int]:
         """Tokens that are likely, or certain, to come next."""
+        if self._constraint is None and self._guesser is None:
+            return []
         found: list[int] = []
         if self._constraint is not None:
             found = self._constraint.forced()
@@ -70,12 +70,11 @@ class Answer:
 
     def take(self, rows: Floats, guess: Sequence[int] = ()) -> list[Step]:
         """Pick a token from each row of logits (1 + guesses, V), as long as the guesses hold."""
-        steps: list[Step] = []
-        for i, row in enumerate(rows):
-            steps.append(self._take_one(row))
-            held = i < len(guess) and steps[-1].token_id == guess[i]
-            if self.finish_reason is not None or not held:
+        steps = [self._take_one(rows[0])]
+        for guessed, row in zip(guess, rows[1:], strict=True):
+            if self.finish_reason is not None or steps[-1].token_id != guessed:
                 break
+            steps.append(self._take_one(row))
         if self._guesser is not None:
             self._guesser.learn(len(guess), len(steps) - 1)
         return steps

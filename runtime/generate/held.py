@@ -31,6 +31,19 @@ class Held:
         They are the engine's memory, valid until the next call.
 
         A list that is given again may only have grown: its beginning is not looked at twice."""
+        if ids is self._followed and not guess and self._is_next(len(ids)):
+            rows = self._session.append(self._slot, ids[-1])
+            self._ids.append(ids[-1])
+            self._n_followed += 1
+            return rows
+        return self._extend(ids, guess)
+
+    def _is_next(self, n_ids: int) -> bool:
+        """Whether one token behind all that is held makes so many."""
+        n = n_ids - 1
+        return n == self._n_followed == len(self._ids) == self._session.length(self._slot)
+
+    def _extend(self, ids: list[int], guess: Sequence[int]) -> Floats:
         n_rows, n_ids = 1 + len(guess), len(ids)
         kept = min(self._n_common(ids), n_ids - 1)
         self._followed, self._n_followed = ids, 0

@@ -159,7 +159,7 @@ class _Cursor:
             for _ in range(n):
                 at += 8 + unpack(data, at)[0]
                 ends.append(at)
-        except struct.error:
+        except (struct.error, OverflowError):
             raise _Bad("it ends inside a string, or a string is longer than the file") from None
         if at > size:
             raise _Bad("a string is longer than the file")

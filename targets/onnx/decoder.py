@@ -114,6 +114,10 @@ class OnnxDecoder:
         self._lengths = lengths
         return self._logits[:n]
 
+    def append(self, slot: int, token_id: int) -> NDArray[np.float32]:
+        """One token more; logits (1, V), valid until the next call."""
+        return self.extend([Chunk(slot, np.array([token_id], np.int32))])
+
     def length(self, slot: int) -> int:
         """Tokens that the sequence holds."""
         self._check_slot(slot)

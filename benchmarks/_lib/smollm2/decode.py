@@ -54,7 +54,8 @@ def _gguf(
         rates: Rates = {name: {"prompt": [], "answer": []} for name in (ours.name, BENCH, PYTHON)}
         for i in range(rounds):
             _note(rates[ours.name], *_edgelm(ours, *_prompts(ours)))
-            _note(rates[BENCH], *llama_bench(file, threads, N_PROMPT, N_ANSWER))
+            n_before = len(ours.ready["prompt_ids"])
+            _note(rates[BENCH], *llama_bench(file, threads, N_PROMPT, N_ANSWER, n_before))
             rates[PYTHON]["answer"].append(_rate(plain.ask(max_tokens=N_ANSWER)))
             _say(rates, i, rounds)
     return rates
@@ -125,9 +126,9 @@ def _render(groups: list[tuple[str, Rates]], rounds: int, threads: int) -> str:
             "- edgelm: `ChatModel.stream` from messages to pieces of text, in a process of its "
             "own, loaded and warmed up; template, tokenizing and text are in the times; nothing of "
             "a prompt is held from before",
-            f"- llama-bench: pp{N_PROMPT} and tg{N_ANSWER} of one repetition (-r 1) in a new "
-            "process each round, after its own warm-up; it feeds random tokens, samples none and "
-            "makes no text",
+            f"- llama-bench: pp{N_PROMPT}, and tg{N_ANSWER} behind as many tokens as edgelm's "
+            "prompt has (-d), of one repetition (-r 1) in new processes each round, after its own "
+            "warm-up; it feeds random tokens, samples none and makes no text",
             "- llama-cpp-python: `create_completion(stream=True)`, the same prompt as ids",
             "- onnxruntime-genai: `generate_next_token` and its tokenizer's stream, the same ids",
             "",

@@ -27,14 +27,24 @@ def describe() -> str:
     return f"llama.cpp's own programs: built from the sdist of llama-cpp-python {version}"
 
 
-def llama_bench(model: Path, threads: int, n_prompt: int, n_answer: int) -> tuple[float, float]:
-    """(prompt, answer) tokens/s of one repetition after its own warm-up, in a new process."""
-    command = [str(HOME / "bin" / "llama-bench"), "-m", str(model), "-t", str(threads)]
-    command += ["-p", str(n_prompt), "-n", str(n_answer), "-r", "1", "-o", "json"]
+def llama_bench(
+    model: Path, threads: int, n_prompt: int, n_answer: int, n_before: int
+) -> tuple[float, float]:
+    """(prompt, answer) tokens/s of one repetition after its own warm-up, in new processes; the
+    answer stands behind `n_before` tokens."""
+    prompt = _llama_bench(model, threads, ["-p", str(n_prompt), "-n", "0"])
+    answer = ["-p", "0", "-n", str(n_answer), "-d", str(n_before)]
+    return prompt, _llama_bench(model, threads, answer)
+
+
+def _llama_bench(model: Path, threads: int, test: list[str]) -> float:
+    """Tokens/s of a single test."""
+    command = [str(HOME / "bin" / "llama-bench"), "-m", str(model), "-t", str(threads), *test]
+    command += ["-r", "1", "-o", "json"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment(None)
     )
     if done.returncode != 0:
         raise RuntimeError(f"llama-bench: exit code {done.returncode}\n{done.stderr[-3000:]}")
-    rates = {test["n_gen"] > 0: float(test["avg_ts"]) for test in json.loads(done.stdout)}
-    return rates[False], rates[True]
+    (found,) = json.loads(done.stdout)
+    return float(found["avg_ts"])
