@@ -186,13 +186,19 @@ class ChatModel(Model):
         )
 
     def _guesser(self, way: Speculate) -> Guesser | None:
+        n_guess = self._open_session().n_guess
+        if way != "off" and n_guess == 0:
+            raise UsageError(
+                "speculate: the model was not loaded for guesses",
+                hint="load it with speculate=True",
+            )
         if way == "draft":
             if self._draft is None:
                 raise UsageError(
                     "there is no draft model", hint="load with draft=, a smaller bundle"
                 )
-            return Draft(self._draft.held)
-        return PromptLookup() if way == "lookup" else None
+            return Draft(self._draft.held, n_guess)
+        return PromptLookup(n_guess) if way == "lookup" else None
 
     def _pieces(self, answer: Answer, options: GenerateOptions) -> Iterator[Piece]:
         slides = options.on_long == "slide"

@@ -86,6 +86,7 @@ class DecoderOptions(EngineOptions):
     # UsageError.
     context_tokens: int | None = None
     n_slots: int = 1  # sequences held at once
+    guesses: bool = False  # tokens will be guessed, so the session has an `n_guess` over 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +112,9 @@ class DecoderSession(Protocol):
     context_tokens: int  # that each sequence can hold
     n_vocab: int
     device: str
+    # So many tokens may stand behind one in a chunk, and each has the logits, to the bit, that it
+    # has alone; 0 where the session was not opened for guesses.
+    n_guess: int
 
     def extend(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Append each chunk to its sequence (a slot stands in one chunk at most).

@@ -25,6 +25,7 @@ def load(
     device: Device = "auto",
     threads: int | None = None,
     context_tokens: int | None = None,
+    speculate: bool = False,
     draft: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Open a bundle: a `TextModel` for classification and embeddings, a `ChatModel` for generation.
@@ -32,20 +33,23 @@ def load(
     variant: a variant's name (`onnx-int8`) or a target's (`gguf`); the fastest that runs here when
     left out. device: auto, cpu or cuda. threads: of the engine; all cores the process may use when
     left out. context_tokens: of a generation model, prompt and answer together; the bundle's own
-    when left out, less takes less memory. draft: a smaller generation bundle of the same tokenizer,
-    which `speculate="draft"` asks for guesses.
+    when left out, less takes less memory. speculate: `predict` and `stream` may guess tokens, which
+    changes no answer of this model; for quantized GGUF on CPUs, whose prompts are read slower then.
+    draft: a smaller generation bundle of the same tokenizer, which `speculate="draft"` asks for
+    guesses; implies `speculate`.
 
     Raises BundleNotFound, BundleVersionError, TamperedError, BundleError, UnknownVariant,
     MissingExtra, TargetUnavailable, UsageError.
     """
     if device not in DEVICES:
         raise UsageError(f"device: {device!r} is none of {', '.join(DEVICES)}")
-    options = DecoderOptions(device, threads, context_tokens)
+    guesses = speculate or draft is not None
+    options = DecoderOptions(device, threads, context_tokens, guesses=guesses)
     bundle = Bundle(Path(path))
 
     def why_not(candidate: Variant) -> str | None:
         bundle.start_check(candidate)  # beside loading the engine's library, and more
-        return unavailable(candidate.target, device)
+        return unavailable(candidate.target, device, guesses=guesses)
 
     chosen = select_variant(bundle.manifest, variant, why_not)
     check_engine(chosen)
@@ -59,8 +63,11 @@ def load(
             if helper is not None:
                 helper.close()
             raise
-    if draft is not None or context_tokens is not None:
-        raise UsageError(f"{path}: its task is {bundle.manifest.task.kind}: no draft, no context")
+    if guesses or context_tokens is not None:
+        kind = bundle.manifest.task.kind
+        raise UsageError(
+            f"{path}: its task is {kind}: context_tokens, speculate and draft are not for it"
+        )
     from edgelm.runtime.text_model import TextModel
 
     return TextModel(bundle, chosen, options)
@@ -81,7 +88,7 @@ def _load_draft(path: Path, bundle: Bundle, options: DecoderOptions) -> ChatMode
     return model
 
 
-def unavailable(target: str, device: Device) -> str | None:
+def unavailable(target: str, device: Device, *, guesses: bool = False) -> str | None:
     """Why a target cannot run here, which may be one this version does not know; else None."""
     from edgelm.targets import TARGETS, get_target
 
@@ -91,4 +98,6 @@ def unavailable(target: str, device: Device) -> str | None:
     reason = found.available()
     if reason is None and device not in ("auto", *found.capabilities().devices):
         return f"no {device} device"
+    if reason is None and guesses and not found.capabilities().guesses:
+        return "it rounds several tokens otherwise than one, so it cannot be loaded with speculate"
     return reason

@@ -22,6 +22,7 @@ class Capabilities:
     tasks: tuple[TaskKind, ...]
     precisions: tuple[str, ...]  # for one task or another
     devices: tuple[str, ...]
+    guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
     by_task: Mapping[TaskKind, tuple[str, ...]] | None = None  # where the tasks differ in that
 
     def precisions_for(self, task: TaskKind) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ class ToyDecoder:
 
     device = "cpu"
     n_vocab = V
+    n_guess = 5
 
     def __init__(self, n_slots: int = 1, context_tokens: int = 64) -> None:
         self.n_slots, self.context_tokens = n_slots, context_tokens

@@ -72,7 +72,12 @@ def exact_prompt(model: ChatModel, text: str, n_tokens: int) -> str:
 
 def main() -> None:
     given = options()
-    model = edgelm.load(given["bundle"], variant=given["variant"], threads=given["threads"])
+    model = edgelm.load(
+        given["bundle"],
+        variant=given["variant"],
+        threads=given["threads"],
+        speculate=bool(given.get("speculate")),
+    )
     assert isinstance(model, ChatModel)
     prompt, n_long = given["prompt"], given.get("long_tokens")
     long_prompt = exact_prompt(model, prompt, n_long) if n_long else prompt

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.runtime.commands.generate_flags import generate_flags, given
+from edgelm.runtime.commands.generate_flags import generate_flags, given, speculates
 from edgelm.runtime.engine import DEVICES, Device
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def command(
         device=device,
         threads=threads,
         context_tokens=context_tokens,
+        speculate=speculates(flags),
         draft=draft,
     ) as model:
         if not isinstance(model, ChatModel) or not model.task.chat:

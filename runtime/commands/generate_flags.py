@@ -34,6 +34,11 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value not in (None, ())}
 
 
+def speculates(flags: dict[str, Any]) -> bool:
+    """Whether the flags ask for guessed tokens, which a model is loaded for."""
+    return flags.get("speculate") not in (None, "off")
+
+
 def _kind(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is tuple:
         return {"multiple": True}

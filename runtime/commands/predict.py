@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from edgelm.runtime.commands.generate_flags import generate_flags, given
+from edgelm.runtime.commands.generate_flags import generate_flags, given, speculates
 from edgelm.runtime.engine import DEVICES, Device
 
 if TYPE_CHECKING:
@@ -72,7 +72,14 @@ def command(
 
     if texts and file is not None:
         raise UsageError("give either texts or --file, not both")
-    with load(bundle, variant=variant, device=device, threads=threads, draft=draft) as model:
+    with load(
+        bundle,
+        variant=variant,
+        device=device,
+        threads=threads,
+        speculate=speculates(flags),
+        draft=draft,
+    ) as model:
         numbered, quiet = not texts, quiet or bool(texts)
         if isinstance(model, ChatModel):
             options = given({**flags, "on_long": on_long, "raw": raw or None})

@@ -24,6 +24,8 @@ MIN_SHARED_TOKENS = 16  # a common beginning that is worth a copy
 def step(held: Held, answer: Answer, visible: list[int]) -> list[Step]:
     """The next token of `answer`, and those after it that were guessed right."""
     guess = answer.guess()[: held.context_tokens - len(visible)]
+    if guess and held.n_kept(visible) < len(visible) - 1:
+        guess = []  # beside a prompt they would not be rounded as tokens of an answer are
     rows = held.logits(visible, guess)
     return answer.take(rows, guess)
 

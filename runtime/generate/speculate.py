@@ -1,9 +1,8 @@
 """Guesses of the next tokens, for the model to check several at once.
 
 A guess costs one wider step of the engine, and saves a step for each token that was right. Every
-token is picked from the model's own logits. An engine may round several tokens at once another way
-than one: llama.cpp does on CPUs once a sequence holds more than 256 tokens. Where two tokens are
-nearly as likely, the answer can then part from the plain one.
+token is picked from the model's own logits, which an engine that was opened for guesses rounds as
+it does without them, so the answer is that of plain decoding.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Protocol
 from edgelm.runtime.generate.held import Held
 
 MAX_NGRAM, MIN_NGRAM = 4, 2
-MAX_LOOKUP, MAX_DRAFT = 10, 6  # tokens of a guess
 
 
 class Guesser(Protocol):
@@ -33,6 +31,7 @@ class _Length:
     """Longer guesses after one that held, shorter ones after one that failed."""
 
     def __init__(self, most: int) -> None:
+        """most: tokens of a guess."""
         self.n, self._most = min(4, most), most
 
     def learn(self, n_guessed: int, n_right: int) -> None:
@@ -46,8 +45,8 @@ class PromptLookup(_Length):
     (Saxena 2023, "Prompt Lookup Decoding"). It pays where answers repeat their prompt, as in
     extraction and rewriting, and costs little elsewhere."""
 
-    def __init__(self) -> None:
-        super().__init__(MAX_LOOKUP)
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> place after its last occurrence
         self._n_seen = 0
 
@@ -71,8 +70,8 @@ class Draft(_Length):
     """A smaller model of the same vocabulary says what it would answer (Leviathan et al. 2023,
     arXiv:2211.17192, with picks in place of rejection sampling)."""
 
-    def __init__(self, held: Held) -> None:
-        super().__init__(MAX_DRAFT)
+    def __init__(self, held: Held, most: int) -> None:
+        super().__init__(most)
         self._held = held
 
     def guess(self, ids: Sequence[int]) -> list[int]:

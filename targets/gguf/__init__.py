@@ -32,7 +32,7 @@ class GgufTarget:
             "feature-extraction",
             "text-generation",
         )
-        return Capabilities(tasks, PRECISIONS, devices)
+        return Capabilities(tasks, PRECISIONS, devices, guesses=True)
 
     def available(self) -> str | None:
         """None when llama.cpp's library loads here, else the reason with the cure."""

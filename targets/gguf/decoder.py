@@ -21,13 +21,17 @@ from edgelm.runtime.engine import Chunk, DecoderOptions
 from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import TextLimits, Variant
 from edgelm.targets.gguf import bindings
-from edgelm.targets.gguf.check import read_header
+from edgelm.targets.gguf.check import Header, read_header
 from edgelm.targets.gguf.cores import physical_cores
 from edgelm.targets.gguf.engine import device_for, file_ending
 from edgelm.targets.gguf.facts import read_facts
 
 BATCH_TOKENS = 2048  # in one call of llama_decode
 UBATCH_TOKENS = 512  # that it computes at once
+# For most types of weights llama.cpp's CPU kernels give each of 2 to 6 tokens the bits of a token
+# alone; not for these (ggml's numbers).
+N_GUESS = 5
+_F32, _F16, _IQ4_NL, _BF16 = 0, 1, 20, 30
 _PADDING = 256  # llama.cpp rounds a sequence's memory up to this
 
 
@@ -38,9 +42,11 @@ class GgufDecoder:
         self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions
     ) -> None:
         path = folder / file_ending(variant, ".gguf")
-        facts = read_facts(read_header(path), path)
+        header = read_header(path)
+        facts = read_facts(header, path)
         self._library = bindings.load()
         self.device = device_for(self._library, options)
+        self.n_guess = _n_guess(header, self.device) if options.guesses else 0
         self._options = options
         self._path = path
         self.n_vocab = facts.n_vocab
@@ -54,6 +60,8 @@ class GgufDecoder:
         bindings.last_errors()
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = -1 if self.device == "cuda" else 0
+        # weights laid out for several tokens at once, which rounds other than for one
+        params.use_extra_bufts = not options.guesses
         model = self._library.llama_model_load_from_file(str(path).encode(), params)
         if not model:
             raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
@@ -77,6 +85,10 @@ class GgufDecoder:
         params.swa_full = True  # or a forgotten end could not be taken back
         params.n_threads = params.n_threads_batch = self._options.threads or physical_cores()
         params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_AUTO
+        if self._options.guesses:
+            # Over keys and values of one type llama.cpp sums the attention of a single token in
+            # parts; over two types always in one way.
+            params.type_v = _BF16
         params.offload_kqv = params.op_offload = on_gpu
         params.no_perf = True
         self._context = library.llama_init_from_model(self._model, params)
@@ -107,6 +119,7 @@ class GgufDecoder:
         made = object.__new__(GgufDecoder)
         made._library, made._model, made._path = self._library, self._model, self._path
         made.device, made._options, made.n_vocab = self.device, self._options, self.n_vocab
+        made.n_guess = self.n_guess
         made._parent = self  # the weights live as long as their forks
         made._owned = ExitStack()
         made._open(n_slots, context_tokens)
@@ -240,6 +253,17 @@ class GgufDecoder:
             rows = ctypes.cast(place[0], ctypes.POINTER(ctypes.c_float))
             self._rows = np.ctypeslib.as_array(rows, shape=(n_rows, self.n_vocab))
         return self._rows
+
+
+def _n_guess(header: Header, device: str) -> int:
+    """Raises UsageError where several tokens are not rounded like one."""
+    matrices = {tensor.type for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    if device == "cpu" and not matrices & {_F32, _F16, _IQ4_NL, _BF16}:
+        return N_GUESS
+    raise UsageError(
+        "speculate: these weights, or this device, round guessed tokens otherwise than plain ones",
+        hint="load a quantized variant, iq4_nl left aside, with device='cpu'",
+    )
 
 
 def _calls(

@@ -40,6 +40,7 @@ class OnnxDecoder:
     """An opened decoder; see `edgelm.runtime.engine.DecoderSession`."""
 
     device = "cpu"
+    n_guess = 0  # several tokens are rounded otherwise than one
 
     def __init__(
         self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions

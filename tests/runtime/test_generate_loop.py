@@ -72,7 +72,7 @@ def test_what_is_held_is_reused_and_never_wrong(prompts: list[list[int]]) -> Non
 @settings(max_examples=60, deadline=None)
 def test_answers_that_take_turns_do_not_mix(prompts: list[list[int]], turns: list[int]) -> None:
     held = Held(ToyDecoder())
-    answers = [make(p, guesser=PromptLookup() if i == 1 else None) for i, p in enumerate(prompts)]
+    answers = [make(p, guesser=PromptLookup(5) if i == 1 else None) for i, p in enumerate(prompts)]
     for turn in turns:
         answer = answers[turn % len(answers)]
         if answer.finish_reason is None:
@@ -84,12 +84,12 @@ def test_answers_that_take_turns_do_not_mix(prompts: list[list[int]], turns: lis
 @settings(max_examples=60, deadline=None)
 def test_guesses_change_nothing_but_the_number_of_calls(prompt: list[int]) -> None:
     prompt = prompt * 2  # something to look up
-    guessers = (PromptLookup(), Draft(Held(ToyDecoder())), Draft(Held(ToyDecoder(1, 50))))
+    guessers = (PromptLookup(5), Draft(Held(ToyDecoder()), 5), Draft(Held(ToyDecoder(1, 50)), 5))
     for guesser in guessers:
         assert run(Held(ToyDecoder()), make(prompt, guesser=guesser)) == by_hand(prompt, 12)
     sampled = [
         run(Held(ToyDecoder()), make(prompt, guesser=guesser, temperature=1.0, seed=3))
-        for guesser in (None, PromptLookup(), Draft(Held(ToyDecoder())))
+        for guesser in (None, PromptLookup(5), Draft(Held(ToyDecoder()), 5))
     ]
     assert sampled[0] == sampled[1] == sampled[2]
 
@@ -98,7 +98,7 @@ def test_right_guesses_save_calls() -> None:
     # the oracle comes back to itself: its own answer, given as a prompt up to the middle
     loops = by_hand([1, 2, 3], 40)
     prompt = [1, 2, 3, *loops[:36]]
-    for guesser in (PromptLookup(), Draft(Held(ToyDecoder(context_tokens=128)))):
+    for guesser in (PromptLookup(5), Draft(Held(ToyDecoder(context_tokens=128)), 5)):
         session = ToyDecoder(context_tokens=128)
         answered = run(Held(session), make(prompt, 24, guesser))
         assert answered == by_hand(prompt, 24)

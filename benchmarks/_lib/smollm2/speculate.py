@@ -1,8 +1,11 @@
-"""Speculate: prompt lookup on rewriting and extraction, against plain greedy decoding."""
+"""Speculate: prompt lookup on rewriting and extraction, against plain greedy decoding.
+
+Two loads of a variant: as usual, and with `speculate=True`, which alone can guess."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from _lib.compiled import Compiled
@@ -16,6 +19,21 @@ N_ANSWER = 128  # about what a text takes that is copied
 Told = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A question, answered three times."""
+
+    task: str
+    plain: Told  # by the model as it is usually loaded
+    lookup: Told
+    unguessed: Told  # by the model that can guess
+
+    @property
+    def is_same(self) -> bool:
+        """Whether guessing changed nothing."""
+        return self.lookup["text"] == self.unguessed["text"]
+
+
 def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
     """Every question both ways, in turns."""
     questions = read_questions()
@@ -23,14 +41,17 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
     goals: list[Goal] = []
     for precision in GGUF:
         variant = f"gguf-{precision}"
-        with chat_worker(compiled, variant, threads) as worker:
-            found = [_round(worker, questions, i, rounds) for i in range(rounds)]
+        with (
+            chat_worker(compiled, variant, threads) as usual,
+            chat_worker(compiled, variant, threads, {"speculate": True}) as guessing,
+        ):
+            found = [_round(usual, guessing, questions, i, rounds) for i in range(rounds)]
         names = list(dict.fromkeys(question.task for question in questions))
         for name in [*names, "all"]:
-            picked = [_of(pairs, None if name == "all" else name) for pairs in found]
+            picked = [[a for a in answers if name in ("all", a.task)] for answers in found]
             rows.append(_row(variant, name, picked))
-        gain = ratios(*_rates([_of(pairs, None) for pairs in found]))
-        same, n = _same(_of(found[-1], None))
+        gain = ratios(*_rates(found))
+        same, n = sum(a.is_same for a in found[-1]), len(found[-1])
         what = f"{variant}: prompt lookup, answer tokens/s"
         found_gain = f"{gain.show()} x"
         goals.append(Goal(what, f">= {MIN_GAIN} x", found_gain, gain.median >= MIN_GAIN))
@@ -42,9 +63,9 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
             "Texts to copy with a change, or to pick sentences from, after one worked example "
             "(benchmarks/tasks/rewriting.json, written for this); the model's own answers, "
             f"of up to {N_ANSWER} tokens, greedy, {threads} threads, {rounds} rounds in turns. "
-            "Tokens/s from the first piece of an answer to its last, prompts read anew. Over 256 "
-            "tokens llama.cpp sums the attention of a single token in one part for each thread "
-            "and that of several tokens in one: a near tie can then fall the other way.",
+            "Tokens/s from the first piece of an answer to its last, prompts read anew. Plain: the "
+            "model as it is usually loaded; lookup: loaded with speculate=True. Equal answers: "
+            "those of the latter with and without guesses.",
             "",
             table([*head, "equal answers"], rows),
             "",
@@ -54,51 +75,42 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
 
 
 def _round(
-    worker: Worker, questions: list[Question], i: int, rounds: int
-) -> list[tuple[str, Told, Told]]:
-    """(task, plain, with lookup) of every question."""
-    found: list[tuple[str, Told, Told]] = []
+    usual: Worker, guessing: Worker, questions: list[Question], i: int, rounds: int
+) -> list[Answered]:
+    found: list[Answered] = []
     for question in questions:
-        plain, lookup = (
+        plain, lookup, unguessed = (
             worker.ask(prompt=question.chat, max_tokens=N_ANSWER, speculate=way)
-            for way in ("off", "lookup")
+            for worker, way in ((usual, "off"), (guessing, "lookup"), (guessing, "off"))
         )
-        found.append((question.task, plain, lookup))
-    lookup_rates, plain_rates = _rates([_of(found, None)])
+        found.append(Answered(question.task, plain, lookup, unguessed))
+    lookup_rates, plain_rates = _rates([found])
     sys.stderr.write(
-        f"{worker.name} round {i + 1}/{rounds}: tokens/s {plain_rates[0]:.0f} plain, "
+        f"{usual.name} round {i + 1}/{rounds}: tokens/s {plain_rates[0]:.0f} plain, "
         f"{lookup_rates[0]:.0f} with lookup\n"
     )
     return found
 
 
-def _of(pairs: list[tuple[str, Told, Told]], name: str | None) -> list[tuple[Told, Told]]:
-    return [(plain, lookup) for task, plain, lookup in pairs if name in (None, task)]
-
-
-def _rates(picked: list[list[tuple[Told, Told]]]) -> tuple[list[float], list[float]]:
+def _rates(rounds: list[list[Answered]]) -> tuple[list[float], list[float]]:
     """Tokens/s of each round: (lookup, plain)."""
 
     def rate(told: list[Told]) -> float:
         return sum(t["answer_tokens"] - 1 for t in told) / sum(t["seconds"] for t in told)
 
-    plain = [rate([a for a, _ in pairs]) for pairs in picked]
-    return [rate([b for _, b in pairs]) for pairs in picked], plain
+    plain = [rate([a.plain for a in answers]) for answers in rounds]
+    return [rate([a.lookup for a in answers]) for answers in rounds], plain
 
 
-def _same(pairs: list[tuple[Told, Told]]) -> tuple[int, int]:
-    return sum(a["text"] == b["text"] for a, b in pairs), len(pairs)
-
-
-def _row(variant: str, name: str, picked: list[list[tuple[Told, Told]]]) -> list[str]:
-    lookup, plain = _rates(picked)
-    same, n = _same(picked[-1])
+def _row(variant: str, name: str, rounds: list[list[Answered]]) -> list[str]:
+    lookup, plain = _rates(rounds)
+    last = rounds[-1]
     return [
         variant,
         name,
-        f"{sum(a['answer_tokens'] for a, _ in picked[-1]):,}",
+        f"{sum(a.plain['answer_tokens'] for a in last):,}",
         Spread.of(plain).show(0),
         Spread.of(lookup).show(0),
         ratios(lookup, plain).show(),
-        f"{same} of {n}",
+        f"{sum(a.is_same for a in last)} of {len(last)}",
     ]
