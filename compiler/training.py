@@ -158,7 +158,7 @@ def add_lora(model: Any, recipe: Recipe, linear: Sequence[str], in_full: Sequenc
     config = peft.LoraConfig(
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha or recipe.lora.rank,
-        lora_dropout=settled_lora(recipe).dropout,
+        lora_dropout=settled_lora(recipe).dropout or 0.0,
         target_modules=[n for n in linear if n.rsplit(".", 1)[-1] in wanted],
         modules_to_save=list(in_full),
         bias="none",

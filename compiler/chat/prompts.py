@@ -11,12 +11,11 @@ from typing import Any
 from edgelm.compiler.chat.conversation import Conversation
 from edgelm.compiler.chat.oracle import Prompt, spread
 from edgelm.compiler.chat.samples import Sample, prompt_of
+from edgelm.compiler.golden import N_GOLDEN, golden_texts
 from edgelm.compiler.nasty import NASTY
 from edgelm.runtime.manifest import Task
 
-N_GOLDEN = 8
 MAX_GOLDEN_CHARS = 2000  # golden texts stand in the manifest
-GOLDEN_NASTY = (NASTY[3], NASTY[5])
 
 
 def choose_prompts(
@@ -44,15 +43,13 @@ def choose_prompts(
     return list(found.values())
 
 
-def golden_texts(samples: Sequence[Sample], tokenizer: Any, task: Task) -> list[str]:
-    """Texts from the shortest to the longest, and two awkward ones; a chat's as its template
-    renders them, special tokens and all."""
+def golden(samples: Sequence[Sample], tokenizer: Any, task: Task) -> list[str]:
+    """The golden texts; a chat's as its template renders them, special tokens and all."""
     texts = [
         tokenizer.decode(s.ids, skip_special_tokens=not task.chat)[:MAX_GOLDEN_CHARS]
         for s in spread(samples, 8 * N_GOLDEN)
     ]
-    unique = sorted(dict.fromkeys(t for t in texts if t.strip()), key=lambda t: (len(t), t))
-    return [*spread(unique, N_GOLDEN - len(GOLDEN_NASTY)), *GOLDEN_NASTY]
+    return golden_texts([text for text in texts if text.strip()], NASTY)
 
 
 def _asking(rows: Sequence[Conversation], n: int, task: Task) -> Iterator[Conversation]:

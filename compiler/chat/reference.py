@@ -29,7 +29,7 @@ from edgelm.compiler.chat.oracle import (
     load_oracle,
     write_json,
 )
-from edgelm.compiler.chat.prompts import choose_prompts, golden_texts
+from edgelm.compiler.chat.prompts import choose_prompts, golden
 from edgelm.compiler.chat.samples import render_all
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import load_model, load_tokenizer, torch_threads, versions
@@ -84,7 +84,7 @@ class ChatReference(Pass):
         if not scored:
             raise DataError("the evaluation data holds no token to predict")
         write_json(folder / "scored.json", scored)
-        write_json(folder / "golden.json", golden_texts(samples, tokenizer, task))
+        write_json(folder / "golden.json", golden(samples, tokenizer, task))
         n_answer = min(ANSWER_TOKENS, limits.max_tokens // 2)
         prompts = choose_prompts(
             rows,

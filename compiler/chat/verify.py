@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +17,9 @@ from numpy.typing import NDArray
 from edgelm.compiler.chat.asking import Advance
 from edgelm.compiler.chat.oracle import Answers, Oracle, write_json
 from edgelm.compiler.context import Context, Worst
-from edgelm.compiler.hf import versions
 from edgelm.compiler.limits import failures, limits_for
-from edgelm.compiler.machine import machine_id
 from edgelm.compiler.packing import manifest_variant
-from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.verify import DEVICE, N_WORST
+from edgelm.compiler.passes.verify import DEVICE, N_WORST, Verify
 from edgelm.runtime.engine import DecoderOptions, DecoderSession
 from edgelm.runtime.errors import VerificationError
 from edgelm.runtime.generate.loop import greedy
@@ -46,21 +42,8 @@ class Compared:
     answers: tuple[tuple[int, ...], ...]  # as Answers.ids
 
 
-class ChatVerify(Pass):
+class ChatVerify(Verify):
     """Fills golden, parity, metrics, worst and failures of one variant."""
-
-    def __init__(self, variant: str) -> None:
-        self.variant = variant
-        self.name = f"verify {variant}"
-
-    def inputs(self, context: Context) -> dict[str, Any]:
-        target = get_target(context.variants[self.variant].target)
-        return {
-            "lower": context.digests[f"lower {self.variant}"],
-            "reference": context.digests["reference"],
-            "engine": versions(target.engine_package),
-            "machine": machine_id(),
-        }
 
     def run(self, context: Context, folder: Path) -> None:
         assert context.tokenizer_dir and context.text and context.task and context.oracle

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.compiler.context import Context, eval_texts, truth_matrix
+from edgelm.compiler.golden import golden_texts
 from edgelm.compiler.hf import (
     load_model,
     load_tokenizer,
@@ -26,8 +27,6 @@ from edgelm.runtime.errors import VerificationError
 from edgelm.runtime.manifest import TextLimits
 from edgelm.runtime.metrics import classification_metrics, cosine, spearman
 from edgelm.runtime.tokenizer import FILE_NAME, Text, Tokenizer
-
-N_GOLDEN = 8
 
 
 class Reference(Pass):
@@ -62,8 +61,8 @@ class Reference(Pass):
                 context.progress.advance,
             )
         np.save(folder / "outputs.npy", outputs)
-        golden = [*_spread(texts, N_GOLDEN - 2), nasty[3], nasty[5]]
-        (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
+        golden = json.dumps(golden_texts(texts, nasty))
+        (folder / "golden.json").write_text(golden, encoding="utf-8")
 
     def load(self, context: Context, folder: Path) -> None:
         golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
@@ -120,11 +119,3 @@ def metrics_of(context: Context, outputs: NDArray[np.float32]) -> dict[str, floa
     if len(scores) != n or len(outputs) != 2 * n or n < 2:
         return {}
     return {"spearman": spearman(np.array(scores), cosine(outputs[:n], outputs[n:]))}
-
-
-def _spread(texts: list[Text], n: int) -> list[Text]:
-    """Up to n different texts, from the shortest to the longest."""
-    unique = sorted(dict.fromkeys(texts), key=lambda t: (len(str(t)), str(t)))
-    if len(unique) <= n:
-        return unique
-    return [unique[round(i * (len(unique) - 1) / (n - 1))] for i in range(n)]
