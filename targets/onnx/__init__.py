@@ -1,13 +1,15 @@
-"""The ONNX target: encoders on CPUs and NVIDIA GPUs, decoders on CPUs, run by ONNX Runtime.
+"""The ONNX target: whole texts on CPUs and NVIDIA GPUs, generation on CPUs, run by ONNX Runtime.
 
+Classification and embeddings, by encoders, and by decoders that give vectors:
     lower.py      the compile-time half: export, fuse, then quantize, static or half, then store
     engine.py     the run-time half; it imports onnxruntime and numpy, nothing else
-    genai.py      the compile-time half of decoders, on onnxruntime-genai's model builder
-    decoder.py    the run-time half of decoders, on plain onnxruntime too
+Generation:
+    genai.py      the compile-time half, on onnxruntime-genai's model builder
+    decoder.py    the run-time half, on plain onnxruntime too
 
-The contract of an encoder's file: inputs `input_ids`, `attention_mask` and, where the model reads
+The contract of a whole text's file: inputs `input_ids`, `attention_mask` and, where the model reads
 it, `token_type_ids`, each int64 (B, T) padded on the right; one float32 output, `logits` (B, C) or
-`embedding` (B, H), pooled and not normalized. That of a decoder's folder is ONNX Runtime GenAI's.
+`embedding` (B, H), pooled and not normalized. That of a generator's folder is ONNX Runtime GenAI's.
 """
 
 from __future__ import annotations

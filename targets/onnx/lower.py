@@ -1,10 +1,15 @@
-"""The compile-time half: merged Hugging Face model -> `model.onnx`."""
+"""The compile-time half of what answers whole texts: merged Hugging Face model -> `model.onnx`.
+
+An encoder, or a decoder whose hidden states are pooled; text generation is genai.py's.
+"""
 
 from __future__ import annotations
 
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.base import Lowered, LowerRequest
+from edgelm.targets.causal import is_causal
 from edgelm.targets.onnx import PRECISIONS
+from edgelm.targets.onnx.blockwise import quantize_gated
 from edgelm.targets.onnx.export import OPSET, export
 from edgelm.targets.onnx.fuse import fuse
 from edgelm.targets.onnx.half import halve_weights
@@ -23,7 +28,11 @@ def lower(request: LowerRequest) -> Lowered:
     request.report("exporting")
     type_ids = request.task.pair and request.text.type_ids
     model = export(request.model_dir, request.task, type_ids=type_ids)
+    engine = dict(ENGINE)
     fuse(model, quantizable=precision.startswith("int8"))
+    if precision.startswith("int8") and is_causal(request.model_dir):
+        quantize_gated(model)
+        engine["onnxruntime"] = ">=1.23"  # which has 8-bit products in blocks
     if precision == "fp16":
         halve_weights(model)
     elif precision == "int8":
@@ -40,4 +49,4 @@ def lower(request: LowerRequest) -> Lowered:
     request.report("writing")
     inputs = [value.name for value in model.graph.inputs]
     files = store(model, request.folder)
-    return Lowered(files=files, engine=dict(ENGINE), options={"opset": OPSET, "inputs": inputs})
+    return Lowered(files=files, engine=engine, options={"opset": OPSET, "inputs": inputs})
