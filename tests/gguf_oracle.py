@@ -46,6 +46,27 @@ def llama_logits(path: Path, ids, n_ctx=128) -> np.ndarray:
     return logits
 
 
+def llama_vectors(path: Path, ids) -> np.ndarray:
+    """The vector (H,) of one text, pooled by llama.cpp as the file says."""
+    library = bindings.load()
+    params = library.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = library.llama_model_load_from_file(str(path).encode(), params)
+    how = library.llama_context_default_params()
+    how.n_ctx = how.n_batch = how.n_ubatch = 128
+    how.n_threads = how.n_threads_batch = 1
+    how.embeddings = True
+    context = library.llama_init_from_model(model, how)
+    tokens = (library.llama_token * len(ids))(*ids)
+    batch = library.llama_batch_get_one(tokens, len(ids))
+    assert library.llama_decode(context, batch) == 0, bindings.last_errors()
+    values = library.llama_get_embeddings_seq(context, 0)
+    vector = np.ctypeslib.as_array(values, shape=(library.llama_model_n_embd(model),)).copy()
+    library.llama_free(context)
+    library.llama_model_free(model)
+    return vector
+
+
 class LlamaVocab:
     """llama.cpp's own tokenizer of a file."""
 

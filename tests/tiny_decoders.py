@@ -2,10 +2,12 @@
 
 `make_decoder(folder, "qwen3")` writes a complete Hugging Face directory of a model 64 wide. Where a
 family has a sliding window it is 8 tokens, so texts of some 30 tokens reach past it.
+`make_embedder` makes of one what embedding models are published as.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -268,4 +270,45 @@ def make_decoder(
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_embedder(
+    folder: Path, name: str = "qwen3", pooling: str = "lasttoken", **config: Any
+) -> Path:
+    """As Qwen3-Embedding: the model without its head, a tokenizer that ends texts with a token, and
+    the files of sentence-transformers, which pool (`lasttoken`, `mean_tokens`) and normalize."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModel, AutoTokenizer
+
+    make_decoder(folder, name, **config)
+    AutoModel.from_pretrained(folder, dtype="auto").save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    end = str(tokenizer.eos_token)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}",
+        pair=f"$A {end} $B {end}",
+        special_tokens=[(end, tokenizer.eos_token_id)],
+    )
+    tokenizer.save_pretrained(folder)
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(kinds)
+    ]
+    files: dict[str, Any] = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": 64,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": False,
+            f"pooling_mode_{pooling}": True,
+        },
+        "config_sentence_transformers.json": {
+            "prompts": {"query": "Instruct: find an answer\nQuery:", "document": ""}
+        },
+    }
+    for file, values in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(values), encoding="utf-8")
     return folder

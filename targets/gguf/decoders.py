@@ -1,4 +1,5 @@
-"""The decoder families this target lowers: config.json's model_type -> its graph.
+"""The decoder families this target lowers, for generation and for embeddings: config.json's
+model_type -> its graph.
 
 What is not in llama.cpp's graph of a family: sliding windows of Mistral, Qwen and Phi-3 (so the
 context ends where the window would begin to matter) and switched-off soft caps of Gemma 2.

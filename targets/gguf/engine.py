@@ -1,13 +1,16 @@
-"""The session: token batches through llama.cpp's C interface, fed with ids only.
+"""The session of classifiers and embedders: token batches through llama.cpp's C interface, fed with
+ids only.
 
 llama.cpp runs the sequences of one call as one long row of tokens, each masked from the others.
 Matrices like long rows, attention does not: 256 tokens a call was fastest of 32 to 1,024 with short
 texts (MiniLM, mean 15 tokens; 64 tokens reach 0.8 and 1,024 tokens 0.85 of its speed).
+
+An encoder takes a text in one call and pools it in its graph. A decoder looks back only and may
+take it in parts, which bounds the memory of a call; its hidden states are pooled here.
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import weakref
 from contextlib import ExitStack
@@ -21,7 +24,8 @@ from numpy.typing import NDArray
 from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
 from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import Task, Variant
-from edgelm.targets.gguf import bindings
+from edgelm.targets.gguf import bindings, hidden
+from edgelm.targets.gguf.buffers import Buffers, Row
 from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.cores import physical_cores
 from edgelm.targets.gguf.facts import read_facts
@@ -51,9 +55,12 @@ class GgufSession:
         self._owned = ExitStack()  # the model, then the context
         self._context: Any = None
         mine = read_options(variant)
+        self._pooling = mine.pooling
         path = folder / file_ending(variant, ".gguf")
         header = read_header(path)
         self._facts = read_facts(header, path)
+        if self._facts.causal and mine.pooling not in ("mean", "last"):
+            raise BundleError(f"{path}: a decoder, of which {mine.pooling!r} pooling is not known")
         self._max_tokens = min(mine.max_tokens, self._facts.context_length)
         self._head = self._load_head(folder, variant, mine)
         self._rows = TokenRows(path, header, self._facts.n_embd) if mine.type_ids else None
@@ -62,7 +69,7 @@ class GgufSession:
         self._budget = max(TOKENS_A_CALL, self._max_tokens)
         self._open(path, mine, options)
         self._n_out = self._outputs(path, mine, task)
-        self._buffers = _Buffers(self._library, self._budget, self._facts.n_embd, mine.type_ids)
+        self._buffers = Buffers(self._library, self._budget, self._facts.n_embd, mine.type_ids)
         self.limits = BatchLimits(max_sequences=256, max_tokens=max(8192, self._max_tokens))
         self.parallel = 1
 
@@ -82,7 +89,7 @@ class GgufSession:
                     if stop > start and n_tokens > TOKENS_A_CALL:
                         break
                     stop += 1
-                self._encode(batch, start, stop, pooled)
+                pooled[start:stop] = self._answer(batch, start, stop)
                 start = stop
         return pooled if self._head is None else self._head(pooled)
 
@@ -108,8 +115,14 @@ class GgufSession:
         params.kv_unified = True  # or the sequences would share the context's length out
         params.n_threads = params.n_threads_batch = options.threads or physical_cores()
         params.embeddings = True
-        params.pooling_type = POOLING_TYPES[mine.pooling]
-        params.attention_type = library.LLAMA_ATTENTION_TYPE_NON_CAUSAL
+        if self._facts.causal:
+            params.n_batch = params.n_ubatch = hidden.TOKENS_A_CALL
+            params.pooling_type = library.LLAMA_POOLING_TYPE_NONE
+            params.attention_type = library.LLAMA_ATTENTION_TYPE_CAUSAL
+            params.cb_eval = self._stop = hidden.stop_before_logits(library)
+        else:
+            params.pooling_type = POOLING_TYPES[mine.pooling]
+            params.attention_type = library.LLAMA_ATTENTION_TYPE_NON_CAUSAL
         # It skips what is masked, so several sequences in a call cost little; a GPU may lack it.
         params.flash_attn_type = (
             library.LLAMA_FLASH_ATTN_TYPE_AUTO if on_gpu else library.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -151,74 +164,55 @@ class GgufSession:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._facts.n_vocab:
             raise InputError(f"a token id outside 0 to {self._facts.n_vocab - 1}")
 
-    def _encode(
-        self, batch: TokenBatch, start: int, stop: int, pooled: NDArray[np.float32]
-    ) -> None:
-        """Rows start to stop of the batch into the same rows of `pooled`."""
-        library, context = self._library, self._context
+    def _answer(self, batch: TokenBatch, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows (stop - start, n_out) of the batch's sequences from start to stop."""
         lengths = batch.lengths[start:stop]
         real = np.arange(batch.input_ids.shape[1]) < lengths[:, None]  # (n, T)
         ids = batch.input_ids[start:stop][real]
+        if self._facts.causal:
+            return hidden.pool(self._hidden_states(ids, lengths), lengths, self._pooling)
         vectors = None
         if self._rows is not None and batch.type_ids[start:stop].any():
             vectors = self._rows.gather(ids, batch.type_ids[start:stop][real])
-        filled = self._buffers.fill(ids, lengths, vectors)
-        status = library.llama_encode(context, filled)
-        if status != 0:
-            raise TargetUnavailable(f"llama.cpp failed ({status}): {bindings.last_errors()}")
-        for i in range(stop - start):
-            row = library.llama_get_embeddings_seq(context, i)
-            if not row:
-                raise TargetUnavailable(f"llama.cpp gave no result: {bindings.last_errors()}")
-            pooled[start + i] = np.ctypeslib.as_array(row, shape=(self._n_out,))
+        return self._encode(ids, lengths, vectors)
 
-
-class _Buffers:
-    """The arrays behind a llama_batch, made once."""
-
-    def __init__(self, library: Any, n: int, n_embd: int, with_vectors: bool) -> None:
-        self._ids = np.zeros(n, dtype=np.int32)
-        self._positions = np.zeros(n, dtype=np.int32)
-        self._sequences = np.zeros(n, dtype=np.int32)
-        self._ones = np.ones(n, dtype=np.int32)
-        self._outputs = np.ones(n, dtype=np.int8)
-        self._vectors = np.zeros((n if with_vectors else 0, n_embd), dtype=np.float32)
-        # llama.cpp takes one pointer to the list of its sequences for each token
-        address = self._sequences.ctypes.data
-        self._pointers = np.arange(address, address + 4 * n, 4, dtype=np.uintp)
-        fields = {name: kind for name, kind in library.llama_batch._fields_}
-        self._kinds = fields
-        self._batch = library.llama_batch()
-        for name, array in (
-            ("pos", self._positions),
-            ("n_seq_id", self._ones),
-            ("seq_id", self._pointers),
-            ("logits", self._outputs),
-        ):
-            setattr(self._batch, name, ctypes.cast(array.ctypes.data, fields[name]))
-
-    def fill(
+    def _encode(
         self,
         ids: NDArray[np.int32],
         lengths: NDArray[np.int32],
         vectors: NDArray[np.float32] | None,
-    ) -> Any:
-        """A batch of `ids` (n,), cut into sequences of `lengths`; `vectors` (n, H) replace ids."""
-        n = len(ids)
-        self._sequences[:n] = np.repeat(np.arange(len(lengths)), lengths)
-        begins = np.cumsum(lengths) - lengths
-        self._positions[:n] = np.arange(n) - np.repeat(begins, lengths)
-        batch = self._batch
-        batch.n_tokens = n
-        if vectors is None:
-            self._ids[:n] = ids
-            batch.token = ctypes.cast(self._ids.ctypes.data, self._kinds["token"])
-            batch.embd = None
-        else:
-            self._vectors[:n] = vectors
-            batch.token = None
-            batch.embd = ctypes.cast(self._vectors.ctypes.data, self._kinds["embd"])
-        return batch
+    ) -> NDArray[np.float32]:
+        """What an encoder's graph gives for each sequence."""
+        library, context = self._library, self._context
+        row = Row.of(lengths)
+        self._require(library.llama_encode(context, self._buffers.fill(ids, row, vectors)))
+        found = np.empty((len(lengths), self._n_out), np.float32)
+        for i in range(len(lengths)):
+            values = library.llama_get_embeddings_seq(context, i)
+            if not values:
+                raise TargetUnavailable(f"llama.cpp gave no result: {bindings.last_errors()}")
+            found[i] = np.ctypeslib.as_array(values, shape=(self._n_out,))
+        return found
+
+    def _hidden_states(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """A decoder's last hidden states (n, H) of all tokens, one sequence behind another."""
+        library, context = self._library, self._context
+        row = Row.of(lengths)
+        states = np.empty((len(ids), self._n_out), np.float32)
+        library.llama_memory_clear(library.llama_get_memory(context), False)
+        for at in range(0, len(ids), hidden.TOKENS_A_CALL):
+            part = slice(at, at + hidden.TOKENS_A_CALL)
+            self._require(library.llama_decode(context, self._buffers.fill(ids[part], row[part])))
+            values = library.llama_get_embeddings(context)
+            states[part] = np.ctypeslib.as_array(values, shape=states[part].shape)
+        return states
+
+    @staticmethod
+    def _require(status: int) -> None:
+        if status != 0:
+            raise TargetUnavailable(f"llama.cpp failed ({status}): {bindings.last_errors()}")
 
 
 def read_options(variant: Variant) -> Options:

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgelm.runtime.errors import BundleError
 from edgelm.targets.gguf.check import Array, Header
+from edgelm.targets.gguf.plan import POOLING_TYPES
 
 MAX_LAYERS = 512  # llama.cpp's own bound
 MAX_CONTEXT = 2**20
@@ -20,7 +21,8 @@ _EPS, _RMS_EPS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsil
 _KEY, _VALUE, _ROPE = "attention.key_length", "attention.value_length", "rope.dimension_count"
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 _SCALING = "rope.scaling.type"
-_ENCODER = (*_COUNTS, _HEADS, _EPS, "attention.causal", "pooling_type", "classifier.output_labels")
+_POOLING = "pooling_type"
+_ENCODER = (*_COUNTS, _HEADS, _EPS, "attention.causal", _POOLING, "classifier.output_labels")
 _DECODER = (
     *_COUNTS,
     _HEADS,
@@ -35,9 +37,10 @@ _DECODER = (
     "rope.scaling.original_context_length",
     "rope.scaling.attn_factor",
     "vocab_size",
+    _POOLING,
 )
 # Keys of each graph, without the graph's name before them. A file with others is not ours, and
-# some of those (expert counts, pooling of a decoder) end the process when they do not fit.
+# some of those (expert counts) end the process when they do not fit.
 ENCODER_KEYS: dict[str, tuple[str, ...]] = {
     "bert": (*_ENCODER, "vocab_size"),
     "modern-bert": (
@@ -60,6 +63,7 @@ DECODER_KEYS: dict[str, tuple[str, ...]] = {
     "gemma3": (*_DECODER, _WINDOW, _PATTERN, "rope.freq_base_swa", "final_logit_softcapping"),
 }
 KNOWN_KEYS = ENCODER_KEYS | DECODER_KEYS
+DECODER_POOLING = (0, POOLING_TYPES["mean"], POOLING_TYPES["last"])  # 0 is none
 # Numbers that are above 0 where they are stated
 _POSITIVE = (
     _EPS,
@@ -75,12 +79,17 @@ _WHOLE = {"vocab_size": 2**31 - 1, "rope.scaling.original_context_length": 2**31
 
 @dataclass(frozen=True)
 class Facts:
-    """The sizes an engine needs."""
+    """What an engine needs to know."""
 
     arch: str
     n_vocab: int  # V
     n_embd: int  # H
     context_length: int
+
+    @property
+    def causal(self) -> bool:
+        """Whether each token sees itself and those before it only."""
+        return self.arch in DECODER_KEYS
 
 
 def bits_per_weight(header: Header) -> float:
@@ -143,7 +152,7 @@ def _check_encoder(own: Mapping[str, Any], keys: Mapping[str, Any], width: int) 
         raise ValueError(f"{width} values do not split evenly over {heads} heads")
     if own.get("attention.causal") is not False:
         raise ValueError("attention.causal is not false; edgelm's encoders look both ways")
-    if own.get("pooling_type") not in range(5) or own.get("classifier.pooling_type", 1) not in (
+    if own.get(_POOLING) not in range(5) or own.get("classifier.pooling_type", 1) not in (
         1,
         2,
     ):
@@ -167,6 +176,8 @@ def _check_decoder(own: Mapping[str, Any], arch: str, width: int) -> None:
         raise ValueError(f"heads of {size} values, of which {n_rot} turn with the position")
     if n_rot != size and arch != "phi3":
         raise ValueError(f"{_ROPE} is {n_rot}, the graph turns all {size} values of a head")
+    if own.get(_POOLING, 0) not in DECODER_POOLING:
+        raise ValueError(f"{_POOLING} is {own[_POOLING]!r}, none of {DECODER_POOLING}")
     if own.get(_SCALING, "none") not in ("none", "linear", "yarn", "longrope"):
         raise ValueError(f"{_SCALING} is {own[_SCALING]!r}, which is not known")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgelm.runtime.errors import ModelError
-from edgelm.runtime.manifest import Task, TextLimits
+from edgelm.runtime.manifest import Task, TaskKind, TextLimits
 from edgelm.targets.gguf.bert import plan_bert
 from edgelm.targets.gguf.decoders import DECODERS
 from edgelm.targets.gguf.llama import plan_llama
@@ -21,20 +21,25 @@ ENCODERS: dict[str, Callable[[Config, Weights, Task], Plan]] = {
     "modernbert": plan_modernbert,
 }
 
+_FAMILIES: dict[TaskKind, tuple[str, ...]] = {
+    "text-classification": tuple(ENCODERS),
+    "feature-extraction": (*ENCODERS, *DECODERS),
+    "text-generation": tuple(DECODERS),
+}
+
 
 def make_plan(config: Config, weights: Weights, task: Task, text: TextLimits) -> Plan:
     """Plan the model. Raises ModelError for families and traits no llama.cpp graph computes."""
     family = str(config.values.get("model_type"))
-    generates = task.kind == "text-generation"
-    known = DECODERS if generates else ENCODERS
+    known = _FAMILIES[task.kind]
     if family not in known:
         raise ModelError(
             f"config.json: model_type is {family!r}; for {task.kind} the gguf target knows "
             f"{', '.join(known)}",
             hint="choose another target for this model, such as onnx",
         )
-    if generates:
-        return plan_llama(DECODERS[family], config, weights, text)
+    if family in DECODERS:
+        return plan_llama(DECODERS[family], config, weights, task, text)
     if task.kind == "text-classification" and not task.labels:
         raise ModelError("a classifier needs labels, the task states none")
     return ENCODERS[family](config, weights, task)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgelm.runtime.errors import ModelError
-from edgelm.runtime.manifest import TextLimits
+from edgelm.runtime.manifest import Task, TextLimits
+from edgelm.targets.causal import check_pooling
 from edgelm.targets.gguf.plan import Config, Move, Plan
 from edgelm.targets.gguf.rope import plan_rope, rope_settings, rotated
 from edgelm.targets.gguf.weights import Weights
@@ -75,8 +76,11 @@ class Graph:
     more: Callable[[Config, Heads], dict[str, Any]] = _nothing  # the graph's own keys
 
 
-def plan_llama(graph: Graph, config: Config, weights: Weights, text: TextLimits) -> Plan:
-    """The plan of one model. Raises ModelError."""
+def plan_llama(
+    graph: Graph, config: Config, weights: Weights, task: Task, text: TextLimits
+) -> Plan:
+    """The plan of one model. For embeddings the product with the vocabulary stays behind, as if it
+    were the token table's: llama.cpp then takes that. Raises ModelError."""
     key, value = graph.activation
     known = ("gelu_pytorch_tanh", "gelu_new") if "gelu" in value else (value,)
     config.require(key, value, known, f"llama.cpp's graph {graph.arch!r} lacks it")
@@ -93,7 +97,10 @@ def plan_llama(graph: Graph, config: Config, weights: Weights, text: TextLimits)
         layer = layer_moves(graph, heads.n, heads.n_kv, f"{prefix}layers.{i}.", f"blk.{i}.")
         moves += [m for m in layer if m.source in weights or not m.source.endswith(".bias")]
     moves.append(Move("output_norm.weight", f"{prefix}norm.weight", shift=graph.norm_shift))
-    tied = bool(config.get("tie_word_embeddings", graph.tied))
+    embeds = task.kind == "feature-extraction"
+    if embeds:
+        check_pooling(task.pooling)
+    tied = embeds or bool(config.get("tie_word_embeddings", graph.tied))
     if not tied and graph.must_tie:
         raise config.refusal("tie_word_embeddings", False, _lacks(graph))
     if not tied:
@@ -120,7 +127,17 @@ def plan_llama(graph: Graph, config: Config, weights: Weights, text: TextLimits)
         ends["context_ends"] = (
             "llama.cpp's graph has no sliding window, and the model's begins to matter after"
         )
-    return Plan(graph.arch, None, positions, 1, keys, tuple(moves), tables=rope.tables, **ends)
+    return Plan(
+        graph.arch,
+        task.pooling if embeds else None,
+        positions,
+        1,
+        keys,
+        tuple(moves),
+        tables=rope.tables,
+        causal=True,
+        **ends,
+    )
 
 
 def _heads(graph: Graph, config: Config, weights: Weights, layer: str) -> Heads:

@@ -38,7 +38,7 @@ def lower(request: LowerRequest) -> Lowered:
         _check_sizes(plan, weights, request)
         family = str(config.values["model_type"])
         n_rows = weights.shape(plan.moves[0].source)[0]
-        vocab = read_vocab(request.model_dir, n_rows, family, generates=plan.pooling is None)
+        vocab = read_vocab(request.model_dir, n_rows, family, decoder=plan.causal)
         # no path in the name: equal inputs give equal bytes
         name = f"{_family_name(family, vocab)} {request.task.kind} {request.precision}"
         is_float = request.precision in FLOAT_FILE_TYPES
@@ -124,7 +124,7 @@ def _check_sizes(plan: Plan, weights: Weights, request: LowerRequest) -> None:
             f"max_tokens is {request.text.max_tokens}, {plan.context_ends} {plan.context_length}",
             hint=f"lower max_tokens to {plan.context_length}, or choose another target",
         )
-    if plan.pooling is None:
+    if plan.causal:
         return
     width, heads = plan.keys["embedding_length"], plan.keys["attention.head_count"]
     if width % heads or (width // heads) % 2:

@@ -34,7 +34,7 @@ class Plan:
     """Everything the writer needs to know of one model. The first move is the token table."""
 
     arch: str
-    pooling: PoolingMode | None  # None for a decoder
+    pooling: PoolingMode | None  # None for generation
     context_length: int
     n_token_types: int
     keys: dict[str, Any]  # the graph's own keys, its name left off
@@ -42,6 +42,7 @@ class Plan:
     head: Head | None = None  # when the graph cannot hold the classification head
     # vectors that the checkpoint does not hold, by their name in the file
     tables: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
+    causal: bool = False  # a decoder: each token sees itself and those before it only
     context_ends: str = "the model's positions end at"  # why the context is no longer
 
 

@@ -93,8 +93,10 @@ def interleave(rows: NDArray[Any], head_rows: int) -> NDArray[Any]:
 
 def _add_graph(writer: Any, plan: Plan, task: Task) -> None:
     own: dict[str, Any] = {**plan.keys, "context_length": plan.context_length}
+    if not plan.causal:
+        own["attention.causal"] = False
     if plan.pooling is not None:
-        own |= {"attention.causal": False, "pooling_type": POOLING_TYPES[plan.pooling]}
+        own["pooling_type"] = POOLING_TYPES[plan.pooling]
     if task.kind == "text-classification":
         own["classifier.output_labels"] = list(task.labels)
     for key, value in own.items():
@@ -103,11 +105,11 @@ def _add_graph(writer: Any, plan: Plan, task: Task) -> None:
 
 def _add_vocab(writer: Any, plan: Plan, vocab: Vocab, n_rows: int) -> None:
     _add(writer, "tokenizer.ggml.model", vocab.model)
-    if plan.pooling is not None:
+    if not plan.causal:
         _add(writer, "tokenizer.ggml.token_type_count", plan.n_token_types)
     if vocab.chat_template is not None:
         _add(writer, "tokenizer.chat_template", vocab.chat_template)
-    if vocab.model == "none" or plan.pooling is None:
+    if vocab.model == "none" or plan.causal:
         _add(writer, f"{plan.arch}.vocab_size", n_rows)
     if vocab.model == "none":
         return

@@ -91,6 +91,16 @@ def logits_of(folder: Path, lowered, precision, ids, max_tokens=64) -> np.ndarra
         session.close()
 
 
+def test_sums_of_a_decoder_are_the_same_whatever_it_is_for(tmp_path):
+    folder = tiny_decoders.make_decoder(tmp_path, "qwen3")
+    rows = some_rows(400)
+    answers = collected(folder, rows).sums
+    vectors = collected(folder, rows, Task("feature-extraction", pooling="last")).sums
+    assert answers.keys() == vectors.keys()
+    for name, sums in answers.items():
+        np.testing.assert_allclose(sums, vectors[name], rtol=1e-5)
+
+
 def test_decoder_sums_equal_numpy(tmp_path):
     """Inputs of matrices, from hidden states and weights."""
     folder = tiny_decoders.make_decoder(tmp_path / "m", "qwen3")

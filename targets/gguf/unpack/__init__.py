@@ -15,7 +15,7 @@ from pathlib import Path
 from edgelm.runtime.errors import BundleError, MissingExtra, ModelError
 from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.facts import DECODER_KEYS, read_facts
-from edgelm.targets.gguf.unpack.config import read_config, read_generation_config
+from edgelm.targets.gguf.unpack.config import read_config, read_generation_config, read_modules
 from edgelm.targets.gguf.unpack.file import File
 from edgelm.targets.gguf.unpack.tensors import write_tensors
 from edgelm.targets.gguf.unpack.tokenizer import write_tokenizer
@@ -45,8 +45,11 @@ def unpack(path: Path, folder: Path, report: Callable[[int, int], None]) -> None
         raise ModelError(f"{path}: cannot be unpacked: {err}") from err
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", read_generation_config(file))
+    for name, values in read_modules(file).items():
+        _write_json(folder / name, values)
 
 
-def _write_json(path: Path, values: dict[str, object]) -> None:
+def _write_json(path: Path, values: object) -> None:
+    path.parent.mkdir(exist_ok=True)
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")

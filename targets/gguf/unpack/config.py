@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgelm.targets.gguf.decoders import BY_WIDTH, PATTERNS
-from edgelm.targets.gguf.plan import Config
+from edgelm.targets.gguf.plan import POOLING_TYPES, Config
 from edgelm.targets.gguf.rope import plan_rope
 from edgelm.targets.gguf.unpack.file import File
 
@@ -83,6 +83,23 @@ def read_generation_config(file: File) -> dict[str, Any]:
         "pad_token_id": file.token_id("padding"),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def read_modules(file: File) -> dict[str, Any]:
+    """The files of sentence-transformers that say how vectors are pooled, by their names; none of a
+    file that does not say it."""
+    kinds = {POOLING_TYPES["mean"]: "mean_tokens", POOLING_TYPES["last"]: "lasttoken"}
+    kind = kinds.get(file.keys.get("pooling_type", 0))
+    if kind is None:
+        return {}
+    parts = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (name, path) in enumerate(parts)
+    ]
+    width = int(file.keys["embedding_length"])
+    pooling = {"word_embedding_dimension": width, f"pooling_mode_{kind}": True}
+    return {"modules.json": modules, "1_Pooling/config.json": pooling}
 
 
 def _has_biases(file: File, parts: tuple[str, ...]) -> bool:

@@ -19,13 +19,13 @@ from edgelm.targets.gguf.vocab.encoders import encoder_vocab
 __all__ = ["Vocab", "read_vocab"]
 
 
-def read_vocab(folder: Path, n_rows: int, family: str, *, generates: bool = False) -> Vocab:
+def read_vocab(folder: Path, n_rows: int, family: str, *, decoder: bool = False) -> Vocab:
     """The vocabulary, filled up or cut to `n_rows`. Raises ModelError."""
     path = folder / "tokenizer.json"
     try:
         spec = json.loads(path.read_text("utf-8"))
         config = _read(folder / "tokenizer_config.json")
-        if not generates:
+        if not decoder:
             return encoder_vocab(spec, config, n_rows, family)
         ends = [_read(folder / name) for name in ("generation_config.json", "config.json")]
         template = folder / "chat_template.jinja"
