@@ -15,7 +15,7 @@ from edgelm.compiler.chat.oracle import Oracle
 from edgelm.compiler.data import Dataset
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.examples import Example
-from edgelm.runtime.manifest import Measured, Parity, Task, TextLimits
+from edgelm.runtime.manifest import Measured, Parity, Pooling, Task, TextLimits
 from edgelm.runtime.progress import Progress
 from edgelm.runtime.tokenizer import Text
 from edgelm.targets.base import Lowered
@@ -28,9 +28,10 @@ class Source:
     folder: Path
     config: dict[str, Any]  # config.json
     digest: str  # of all files that decide its answers
-    pooling: str | None  # from its sentence-transformers files
+    pooling: Pooling | None  # from its sentence-transformers files
     normalize: bool | None
     max_tokens: int  # that its positions and tokenizer allow
+    prompts: tuple[str, ...] = ()  # names of those that its sentence-transformers files state
 
     @property
     def model_type(self) -> str:

@@ -54,9 +54,10 @@ def _version(package: str) -> str:
 
 
 def load_tokenizer(folder: Path, *, padded: bool = True) -> Any:
-    """A fast tokenizer; `padded`: set to pad and truncate on the right, as the runtime does it.
+    """A fast tokenizer; `padded`: set to pad and truncate on the right, as the runtime does it. One
+    without a padding token pads with what ends a text: padding is masked, any token will do.
 
-    Raises ModelError, also for a missing padding token where `padded`."""
+    Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
@@ -71,6 +72,8 @@ def load_tokenizer(folder: Path, *, padded: bool = True) -> Any:
     if not padded:
         return tokenizer
     tokenizer.truncation_side = tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token")
     return tokenizer

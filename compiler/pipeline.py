@@ -87,13 +87,14 @@ class Passes:
     measure: Callable[[str], Pass]
 
 
-ENCODERS = Passes(Prepare, Finetune, Merge, Reference, Verify, Measure)
-DECODERS = Passes(ChatPrepare, ChatFinetune, ChatMerge, ChatReference, ChatVerify, ChatMeasure)
+# classification and embeddings, by encoders and decoders alike
+WHOLE_TEXTS = Passes(Prepare, Finetune, Merge, Reference, Verify, Measure)
+GENERATION = Passes(ChatPrepare, ChatFinetune, ChatMerge, ChatReference, ChatVerify, ChatMeasure)
 
 
 def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
     """The passes of a recipe, in order. Every variant is verified before any is measured."""
-    passes = DECODERS if recipe.task == "text-generation" else ENCODERS
+    passes = GENERATION if recipe.task == "text-generation" else WHOLE_TEXTS
     lowers = [Lower(spec) for spec in recipe.targets]
     variants = [lower.variant for lower in lowers]
     verified: list[Pass] = [p for lo in lowers for p in (lo, passes.verify(lo.variant))]

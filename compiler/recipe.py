@@ -289,9 +289,11 @@ class Recipe:
         flag="--max-tokens",
     )
     pooling: Pooling | None = option(
-        None, "Embeddings: mean, cls or last; from the model's own files when left out.",
+        None,
+        "Embeddings: mean, cls (encoders) or last; from the model's own files, else mean, when "
+        "left out.",
         flag="--pooling",
-    )  # fmt: skip
+    )
     normalize: bool | None = option(
         None, "Embeddings of length one; from the model's own files when left out.",
         flag="--normalize",

@@ -127,7 +127,7 @@ def _is_pattern(text: str) -> bool:
 def _check_generation(recipe: Recipe, rule: Callable[[bool, str, object, str], None]) -> None:
     d = recipe.data
     if recipe.task != "text-generation":
-        says = "is for text-generation: merge the adapter before, or train with --train"
+        says = "is for text-generation: merge the adapter into the model before"
         rule(recipe.adapter is None, "adapter", recipe.adapter, says)
         rule(d.kind == "auto", "data.kind", d.kind, "is for text-generation")
         return

@@ -2,7 +2,7 @@
 
 What was trained is saved in float32: rounding W + BA to the bf16 that most decoders come in would
 move the logits by about a hundredth and lose part of what was learned, before any target rounds it
-once more. A model that goes through untouched keeps the precision it came in, which is exact.
+once more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from edgelm.compiler.chat.samples import render_all
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import load_tokenizer
 from edgelm.compiler.passes.merge import Answers, Merge
-from edgelm.compiler.training import is_trained
 
 PROBES = 8  # rows on which logits before and after are compared
 PROBE_TOKENS = 128  # their first tokens
@@ -47,13 +46,6 @@ class ChatMerge(Merge):
     def attach(self, context: Context, model: Any, adapter: Path) -> Any:
         return attach(model, adapter)
 
-    def finish(self, context: Context, model: Any) -> None:
-        assert context.source is not None
-        if is_trained(context.recipe) or context.recipe.adapter is not None:
-            return
-        config = context.source.config
-        narrow(model, str(config.get("dtype") or config.get("torch_dtype")))
-
     def probes(self, context: Context, tokenizer: Any) -> tuple[Answers, int]:
         assert context.chat is not None
         rows = context.chat.eval[:PROBES]
@@ -71,16 +63,3 @@ class ChatMerge(Merge):
             return torch.cat(parts).float().numpy()
 
         return answers, len(samples.samples)
-
-
-def narrow(model: Any, dtype: str) -> None:
-    """Turn the weights that are the same in `dtype` into it."""
-    import torch
-
-    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        return
-    for parameter in model.parameters():
-        turned = parameter.data.to(kinds[dtype])
-        if torch.equal(turned.float(), parameter.data):
-            parameter.data = turned

@@ -154,7 +154,7 @@ def calibration_tokens(context: Context) -> Tokens:
     calibration file, tokenized: about `imatrix_tokens` tokens."""
     assert context.task
     limit = context.recipe.quantize.imatrix_tokens
-    of_task = _decoder_rows if context.task.kind == "text-generation" else _encoder_rows
+    of_task = _chat_rows if context.task.kind == "text-generation" else _text_rows
     rows: list[list[int]] = []
     types: list[list[int]] = []
     n_tokens = 0
@@ -171,7 +171,7 @@ def calibration_tokens(context: Context) -> Tokens:
     return Tokens(rows, types if has_types else None, lengths, [False] * len(rows))
 
 
-def _encoder_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
+def _text_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids and type ids of each text."""
     assert context.data and context.text and context.tokenizer_dir
     file = context.recipe.quantize.calibration_file
@@ -187,7 +187,7 @@ def _encoder_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
             yield ids, found.type_rows[i] if found.type_rows is not None else []
 
 
-def _decoder_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
+def _chat_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids of each piece of each sample."""
     from edgelm.targets.gguf.activations import pieces
 

@@ -14,7 +14,7 @@ from edgelm.compiler.passes import Pass
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.errors import BundleError, ModelError
 from edgelm.runtime.files import sha256_file
-from edgelm.runtime.manifest import parse_json
+from edgelm.runtime.manifest import Pooling, parse_json
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -82,6 +82,7 @@ def read_source(folder: Path) -> Source:
         pooling=pooling,
         normalize=normalize,
         max_tokens=_max_tokens(folder, config),
+        prompts=_prompts(folder / "config_sentence_transformers.json"),
     )
 
 
@@ -162,7 +163,7 @@ def _check_weights(folder: Path) -> None:
     raise ModelError(f"{folder}: no model.safetensors in it")
 
 
-def _sentence_transformers(folder: Path) -> tuple[str | None, bool | None]:
+def _sentence_transformers(folder: Path) -> tuple[Pooling | None, bool | None]:
     """Pooling and normalization that modules.json states, or (None, None)."""
     path = folder / "modules.json"
     if not path.is_file():
@@ -185,21 +186,31 @@ def _sentence_transformers(folder: Path) -> tuple[str | None, bool | None]:
     return pooling, any(kind == "Normalize" for kind, _ in kinds)
 
 
-def _pooling_mode(path: Path) -> str:
+_POOLING_MODES: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "cls": "cls",
+    "mean": "mean",
+    "lasttoken": "last",
+}
+
+
+def _pooling_mode(path: Path) -> Pooling:
     config = _read_json(path)
-    names = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_lasttoken": "last",
-    }
-    modes = config.get("pooling_mode")
-    if modes is None:
-        modes = [k for k, v in config.items() if k.startswith("pooling_mode_") and v is True]
-    chosen = [names.get(m, m) for m in ([modes] if isinstance(modes, str) else modes)]
-    chosen = ["last" if m == "lasttoken" else m for m in chosen]
-    if len(chosen) != 1 or chosen[0] not in ("cls", "mean", "last"):
-        raise ModelError(f"{path}: pooling {chosen} is not supported (cls, mean or last is)")
-    return chosen[0]
+    stated = config.get("pooling_mode")
+    if stated is None:
+        stated = [k for k, v in config.items() if k.startswith("pooling_mode_") and v is True]
+    modes = [stated] if isinstance(stated, str) else list(stated)
+    if len(modes) != 1 or modes[0] not in _POOLING_MODES:
+        raise ModelError(f"{path}: pooling {modes} is not supported (cls, mean or last is)")
+    return _POOLING_MODES[modes[0]]
+
+
+def _prompts(path: Path) -> tuple[str, ...]:
+    """Names of the instructions that sentence-transformers can put before a text."""
+    prompts = _read_json(path).get("prompts") if path.is_file() else None
+    return tuple(k for k, text in prompts.items() if text) if isinstance(prompts, dict) else ()
 
 
 def _max_tokens(folder: Path, config: dict[str, Any]) -> int:

@@ -1,6 +1,6 @@
 """merge: fold the adapters into the weights, and prove that the answers stay.
 
-Writes `model/`, a clean Hugging Face directory in float32, which every target lowers from.
+Writes `model/`, a clean Hugging Face directory, which every target lowers from.
 """
 
 from __future__ import annotations
@@ -103,10 +103,28 @@ class Merge(Pass):
         return PeftModel.from_pretrained(model, str(adapter)).eval()
 
     def finish(self, context: Context, model: Any) -> None:
-        """Change what is saved, but not what it answers."""
+        """A model that goes through untouched keeps the precision it came in, which is exact."""
+        assert context.source is not None
+        if is_trained(context.recipe) or context.recipe.adapter is not None:
+            return
+        config = context.source.config
+        narrow(model, str(config.get("dtype") or config.get("torch_dtype")))
 
     def probes(self, context: Context, tokenizer: Any) -> tuple[Answers, int]:
         """(what to ask a model before and after, of how many texts)."""
         assert context.task and context.text
         task, limit, texts = context.task, context.text.max_tokens, eval_texts(context)[:PROBES]
         return lambda model: reference_outputs(model, tokenizer, task, texts, limit), len(texts)
+
+
+def narrow(model: Any, dtype: str) -> None:
+    """Turn the weights that are the same in `dtype` into it."""
+    import torch
+
+    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        return
+    for parameter in model.parameters():
+        turned = parameter.data.to(kinds[dtype])
+        if torch.equal(turned.float(), parameter.data):
+            parameter.data = turned

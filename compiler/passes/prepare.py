@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from edgelm.compiler.context import Context, Source
 from edgelm.compiler.data import Dataset, load_dataset
@@ -11,7 +12,8 @@ from edgelm.compiler.passes import Pass
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import default_max_tokens, is_trained
 from edgelm.runtime.errors import ModelError
-from edgelm.runtime.manifest import Task, TextLimits
+from edgelm.runtime.manifest import Pooling, Task, TextLimits
+from edgelm.targets.causal import check_pooling, is_causal
 
 FEW_TEXTS = 30  # with fewer, one differing text is over 3 points
 
@@ -38,6 +40,11 @@ class Prepare(Pass):
             context.note(note)
         context.task = _task(recipe, source, data)
         context.text = _text_limits(context, source)
+        if source.prompts and recipe.task == "feature-extraction":
+            context.note(
+                f"the model was made for texts with prompts before them, which are not added: "
+                f"{', '.join(source.prompts)} in its config_sentence_transformers.json"
+            )
         n = len(data.eval)
         if n < FEW_TEXTS:
             context.note(f"{n} evaluation texts are few: what is verified on them says little")
@@ -70,11 +77,13 @@ def _task(recipe: Recipe, source: Source, data: Dataset) -> Task:
             threshold=recipe.threshold,
             pair=data.pair,
         )
-    pooling = recipe.pooling or source.pooling or "mean"
+    pooling: Pooling = recipe.pooling or source.pooling or "mean"
+    if is_causal(source.folder):
+        check_pooling(pooling)
     normalize = recipe.normalize if recipe.normalize is not None else source.normalize
     return Task(
         kind=recipe.task,
-        pooling=pooling,  # type: ignore[arg-type]
+        pooling=pooling,
         normalize=bool(normalize),
         dimensions=int(source.config.get("hidden_size") or source.config.get("dim") or 0) or None,
     )
@@ -88,11 +97,26 @@ def _text_limits(context: Context, source: Source) -> TextLimits:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise ModelError(f"{source.folder}: its config cannot be loaded: {err}") from err
+    limit, even = max_tokens(context), even_positions(config)
+    if even is not None and even < limit:
+        context.note(
+            f"max_tokens: {even} in place of {limit}: beyond it the model's positions (longrope) "
+            "of a text depend on the texts beside it"
+        )
+        limit = even
     return TextLimits(
-        max_tokens=max_tokens(context),
+        max_tokens=limit,
         pad_id=int(tokenizer.pad_token_id),
         type_ids=uses_type_ids(tokenizer, config),
     )
+
+
+def even_positions(config: Any) -> int | None:
+    """Up to which length longrope treats a text alike, whatever stands beside it in a batch."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return int(rope["original_max_position_embeddings"])
 
 
 def max_tokens(context: Context) -> int:

@@ -30,7 +30,8 @@ class ReportData:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderData(ReportData):
-    """Of classification and embeddings. N evaluation texts, C labels, H hidden size."""
+    """Of classification and embeddings, by encoders and decoders alike. N evaluation texts, C
+    labels, H hidden size."""
 
     data: DataReport
     truth: NDArray[np.bool_] | None  # (N, C) labels given in the data; None for embeddings
