@@ -176,6 +176,18 @@ class QuantizeConfig:
 
 
 @dataclass(frozen=True)
+class GgufConfig:
+    """What concerns GGUF files alone."""
+
+    converter: str | None = option(
+        None,
+        "llama.cpp's own convert_hf_to_gguf.py, or the folder of its checkout, which is run to "
+        "write the file, in place of edgelm's own tables: for architectures that these lack.",
+        flag="--converter",
+    )
+
+
+@dataclass(frozen=True)
 class LimitsConfig:
     """How far a variant may be from the Hugging Face reference. Left out: by precision."""
 
@@ -312,6 +324,7 @@ class Recipe:
     train: TrainConfig = section(TrainConfig, "Fine-tuning.")
     lora: LoraConfig = section(LoraConfig, "Adapters.")
     quantize: QuantizeConfig = section(QuantizeConfig, "Quantization.")
+    gguf: GgufConfig = section(GgufConfig, "GGUF files.")
     verify: VerifyConfig = section(VerifyConfig, "Verification.")
     origins: dict[str, str] = field(default_factory=dict[str, str], init=False, compare=False)
 

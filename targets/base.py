@@ -52,6 +52,7 @@ class LowerRequest:
     quantization: Quantization = field(default_factory=Quantization)
     calibration: Callable[[], Iterable[TokenBatch]] = tuple  # training texts, tokenized
     imatrix: Path | None = None  # importance matrix, in llama.cpp's format
+    converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py, to write GGUF files with
     report: Callable[[str], None] = lambda step: None  # says which step is running
 
 

@@ -1,14 +1,36 @@
-"""Logits and token ids by llama.cpp's plain interface, and logits by Hugging Face."""
+"""Logits and token ids by llama.cpp's plain interface, and logits by Hugging Face; broken files."""
 
 from __future__ import annotations
 
 import ctypes
 import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from edgelm.targets.gguf import bindings
+from edgelm.targets.gguf.check import read_header
+
+# Loads each file given and runs tokens through it; it must never die.
+RUN_ALL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from gguf_oracle import llama_logits
+from edgelm.runtime.errors import BundleError
+from edgelm.targets.gguf.check import read_header
+from edgelm.targets.gguf.facts import read_facts
+for path in map(Path, sys.argv[2:]):
+    try:
+        read_facts(read_header(path), path)
+        llama_logits(path, [1, 2, 3], n_ctx=64)
+        print("opened")
+    except (BundleError, OSError):
+        print("refused")
+"""
 
 
 def llama_logits(path: Path, ids, n_ctx=128) -> np.ndarray:
@@ -123,3 +145,30 @@ def some_ids(model_dir: Path, n: int) -> np.ndarray:
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The largest difference as a share of the spread."""
     return float(np.abs(ours - theirs).max() / theirs.std())
+
+
+def outcomes(paths: list[Path]) -> list[str]:
+    """What came of each, `opened` or `refused`, in a process of its own."""
+    tests = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, tests, *map(str, paths)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+def changed_headers(path: Path, folder: Path, n: int = 60) -> list[Path]:
+    """Copies of a file, each with a few bytes of its header changed."""
+    raw = path.read_bytes()
+    size = min(t.offset for t in read_header(path).tensors.values())
+    graph = raw.index(b".block_count")  # the graph's keys stand before the vocabulary
+    rng = random.Random(1)
+    paths = []
+    for i in range(n):
+        changed = bytearray(raw)
+        for _ in range(rng.choice((1, 1, 3))):
+            at = rng.randrange(size) if i % 3 == 0 else graph + rng.randrange(900)
+            changed[at] = rng.choice((0, 255, rng.randrange(256)))
+        paths.append(folder / f"{i}.gguf")
+        paths[-1].write_bytes(changed)
+    return paths

@@ -7,14 +7,16 @@ llama-quantize reads it, and `quantize.imatrix: FILE` takes one from there.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgelm.compiler.chat.samples import render
 from edgelm.compiler.context import Context, as_text
+from edgelm.compiler.converter import converter_inputs, converter_of
 from edgelm.compiler.hf import load_model, load_tokenizer, torch_threads, versions
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.recipe import Recipe, split_target
@@ -29,8 +31,12 @@ from edgelm.targets.gguf.precisions import (
     needs_matrix,
 )
 
+if TYPE_CHECKING:
+    from edgelm.targets.gguf.imatrix import Imatrix
+
 FILE = "imatrix.gguf"
 BATCHES = BatchLimits(max_sequences=16, max_tokens=2048)
+_PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "llama-cpp-python")
 _SLICE = 256  # texts that are tokenized at once
 _MAX_CHARS = 16  # of a token, on average: how much of a long file is read
 HINT = "name texts with --train FILE or --calibration-file FILE, or a matrix with --imatrix FILE"
@@ -102,33 +108,21 @@ class ImportanceMatrix(Pass):
             "texts": sha256_file(Path(file).expanduser()) if file else context.data_digest,
             "tokens": recipe.quantize.imatrix_tokens,
             "seed": recipe.seed,
-            "versions": versions("torch", "transformers", "tokenizers", "gguf"),
+            "versions": versions(*_PACKAGES),
+            "converter": converter_inputs(recipe),
         }
 
     def run(self, context: Context, folder: Path) -> None:
-        from edgelm.targets.gguf.activations import collect
         from edgelm.targets.gguf.imatrix import read_imatrix, write_imatrix
 
-        assert context.model_dir and context.task and context.text
         recipe = context.recipe
         stated = stated_file(recipe)
         if stated is not None:
             read_imatrix(stated)
             shutil.copyfile(stated, folder / FILE)
             return
-        tokens = calibration_tokens(context)
-        pad_id, total = context.text.pad_id, int(tokens.lengths.sum())
-        batches = (tokens.batch(some, pad_id) for some in plan_batches(tokens.lengths, BATCHES))
-        done = 0
-
-        def advance(n_tokens: int) -> None:
-            nonlocal done
-            done += n_tokens
-            context.progress.advance(done, total)
-
-        model = load_model(context.model_dir, context.task, new_head=False)
         with torch_threads(recipe.threads):
-            found = collect(model, context.model_dir, context.task, context.text, batches, advance)
+            found = _compute(context, folder)
         # no path: equal texts give an equal file
         name = Path(recipe.quantize.calibration_file or recipe.data.train or "").name
         write_imatrix(folder / FILE, found, name)
@@ -147,6 +141,35 @@ class ImportanceMatrix(Pass):
             )
             return
         context.imatrix = folder / FILE
+
+
+def _compute(context: Context, folder: Path) -> Imatrix:
+    """By the Hugging Face model; by llama.cpp where its own script converts the model, as it is
+    then not known which layer of the one is which matrix of the other."""
+    assert context.model_dir and context.task and context.text
+    model_dir, task, text, recipe = context.model_dir, context.task, context.text, context.recipe
+    tokens = calibration_tokens(context)
+    total = int(tokens.lengths.sum())
+    batches = (tokens.batch(some, text.pad_id) for some in plan_batches(tokens.lengths, BATCHES))
+    done = 0
+
+    def advance(n_tokens: int) -> None:
+        nonlocal done
+        done += n_tokens
+        context.progress.advance(done, total)
+
+    script = converter_of(recipe)
+    if script is None:
+        from edgelm.targets.gguf.activations import collect
+
+        model = load_model(model_dir, task, new_head=False)
+        return collect(model, model_dir, task, text, batches, advance)
+    from edgelm.targets.gguf.convert import convert
+    from edgelm.targets.gguf.watch import watched
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".converted-") as scratch:
+        made = convert(script, model_dir, Path(scratch) / "model.gguf", None, task, text)
+        return watched(made, task, text, recipe.threads, batches, advance)
 
 
 def calibration_tokens(context: Context) -> Tokens:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgelm.compiler.context import Context, VariantState, as_text
+from edgelm.compiler.converter import converter_inputs, converter_of
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.imatrix import check_matrix, uses_matrix
@@ -48,6 +49,8 @@ def check_target(recipe: Recipe, spec: str) -> None:
     if precision == STATIC and recipe.data.train is None:
         raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
     check_matrix(recipe, spec)
+    if name == "gguf":
+        converter_of(recipe)
 
 
 def _packages(target: Target, task: TaskKind) -> tuple[str, ...]:
@@ -83,6 +86,7 @@ class Lower(Pass):
             # as pairs: the first pattern that fits decides, and keys are sorted in a digest
             "tensor_types": list(recipe.quantize.tensor_types.items()),
             "imatrix": context.digests["imatrix"] if uses_matrix(recipe, self.spec) else None,
+            "converter": converter_inputs(recipe) if self.target == "gguf" else None,
         }
 
     def run(self, context: Context, folder: Path) -> None:
@@ -106,6 +110,7 @@ class Lower(Pass):
                     ),
                     calibration=lambda: calibration_batches(context),
                     imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
+                    converter=converter_of(context.recipe) if self.target == "gguf" else None,
                     report=lambda step: context.progress.advance(0, None, step),
                 )
             )

@@ -115,14 +115,16 @@ def _layers(model: Any, model_dir: Path, task: Task, text: TextLimits) -> list[t
     values = json.loads((model_dir / "config.json").read_text("utf-8"))
     with Weights(model_dir) as weights:
         plan = make_plan(Config(values), weights, task, text)
+        sources = {move.name: move.source for move in plan.moves if move.is_matrix}
+        shapes = {name: weights.shape(source) for name, source in sources.items()}
     modules = dict(model.named_modules())
     found: list[tuple[str, Any]] = []
-    for move in wanted(plan.moves):
-        source = move.source.removesuffix(".weight")
+    for name in wanted(shapes):
+        source = sources[name].removesuffix(".weight")
         # a checkpoint of the bare model lacks the prefix that a model with a head gives it
         names = (source, f"{model.base_model_prefix}.{source}", source.partition(".")[2])
-        module = next((modules[name] for name in names if name in modules), None)
+        module = next((modules[n] for n in names if n in modules), None)
         if module is None or not hasattr(module, "in_features"):
             raise ModelError(f"the model has no linear layer {source}, the checkpoint has")
-        found.append((move.name, module))
+        found.append((name, module))
     return found

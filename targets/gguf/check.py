@@ -2,7 +2,7 @@
 
 llama.cpp ends the process on some broken headers (assertions on counts, duplicate tokens, zero
 heads), and reads past the end of some short files. Everything it relies on is checked here first,
-in plain Python: a bad file raises BundleError. Only the graphs edgelm writes are known.
+in plain Python: a bad file raises BundleError. What its keys may say is in facts.py.
 """
 
 from __future__ import annotations

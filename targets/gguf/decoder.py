@@ -39,12 +39,21 @@ class GgufDecoder:
     """A model, and a context of `n_slots` sequences."""
 
     def __init__(
-        self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions
+        self,
+        folder: Path,
+        variant: Variant,
+        text: TextLimits,
+        options: DecoderOptions,
+        watch: Any = None,
     ) -> None:
+        """`watch`: llama.cpp's callback for each step of a computation."""
         path = folder / file_ending(variant, ".gguf")
         header = read_header(path)
         facts = read_facts(header, path)
+        if facts.is_encoder:
+            raise BundleError(f"{path}: it is an encoder, which generates no text")
         self._library = bindings.load()
+        self._watch = watch
         self.device = device_for(self._library, options)
         self.n_guess = _n_guess(header, self.device) if options.guesses else 0
         self._options = options
@@ -67,7 +76,19 @@ class GgufDecoder:
             raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
         self._owned.callback(self._library.llama_model_free, model)
         self._model = model
+        self._check_model()
         self._open(options.n_slots, wanted)
+
+    def _check_model(self) -> None:
+        """What is relied on must be what llama.cpp found, in graphs that edgelm does not write."""
+        library, model = self._library, self._model
+        n_vocab = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+        if n_vocab != self.n_vocab:
+            self._owned.close()
+            raise BundleError(f"{self._path}: {n_vocab} tokens, its table has {self.n_vocab} rows")
+        if library.llama_model_is_recurrent(model) or library.llama_model_is_hybrid(model):
+            self._owned.close()
+            raise BundleError(f"{self._path}: a recurrent model, whose texts cannot be cut")
 
     def _open(self, n_slots: int, context_tokens: int) -> None:
         """A context over `self._model`; its end is left to `self._owned`."""
@@ -91,6 +112,8 @@ class GgufDecoder:
             params.type_v = _BF16
         params.offload_kqv = params.op_offload = on_gpu
         params.no_perf = True
+        if self._watch is not None:
+            params.cb_eval = self._watch
         self._context = library.llama_init_from_model(self._model, params)
         if not self._context:
             self._owned.close()
@@ -119,7 +142,7 @@ class GgufDecoder:
         made = object.__new__(GgufDecoder)
         made._library, made._model, made._path = self._library, self._model, self._path
         made.device, made._options, made.n_vocab = self.device, self._options, self.n_vocab
-        made.n_guess = self.n_guess
+        made.n_guess, made._watch = self.n_guess, self._watch
         made._parent = self  # the weights live as long as their forks
         made._owned = ExitStack()
         made._open(n_slots, context_tokens)

@@ -50,7 +50,15 @@ class Options:
 class GgufSession:
     """One model, one context, one caller at a time."""
 
-    def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        variant: Variant,
+        task: Task,
+        options: EngineOptions,
+        watch: Any = None,
+    ) -> None:
+        """`watch`: llama.cpp's callback for each step of a computation."""
         self._lock = threading.Lock()
         self._owned = ExitStack()  # the model, then the context
         self._context: Any = None
@@ -59,7 +67,7 @@ class GgufSession:
         path = folder / file_ending(variant, ".gguf")
         header = read_header(path)
         self._facts = read_facts(header, path)
-        if self._facts.causal and mine.pooling not in ("mean", "last"):
+        if not self._facts.is_encoder and mine.pooling not in ("mean", "last"):
             raise BundleError(f"{path}: a decoder, of which {mine.pooling!r} pooling is not known")
         self._max_tokens = min(mine.max_tokens, self._facts.context_length)
         self._head = self._load_head(folder, variant, mine)
@@ -67,7 +75,7 @@ class GgufSession:
         self._library = bindings.load()
         self.device = device_for(self._library, options)
         self._budget = max(TOKENS_A_CALL, self._max_tokens)
-        self._open(path, mine, options)
+        self._open(path, mine, options, watch)
         self._n_out = self._outputs(path, mine, task)
         self._buffers = Buffers(self._library, self._budget, self._facts.n_embd, mine.type_ids)
         self.limits = BatchLimits(max_sequences=256, max_tokens=max(8192, self._max_tokens))
@@ -99,7 +107,7 @@ class GgufSession:
             self._context = None
             self._owned.close()
 
-    def _open(self, path: Path, mine: Options, options: EngineOptions) -> None:
+    def _open(self, path: Path, mine: Options, options: EngineOptions, watch: Any) -> None:
         library = self._library
         bindings.last_errors()
         on_gpu = self.device == "cuda"
@@ -115,7 +123,7 @@ class GgufSession:
         params.kv_unified = True  # or the sequences would share the context's length out
         params.n_threads = params.n_threads_batch = options.threads or physical_cores()
         params.embeddings = True
-        if self._facts.causal:
+        if not self._facts.is_encoder:
             params.n_batch = params.n_ubatch = hidden.TOKENS_A_CALL
             params.pooling_type = library.LLAMA_POOLING_TYPE_NONE
             params.attention_type = library.LLAMA_ATTENTION_TYPE_CAUSAL
@@ -129,6 +137,8 @@ class GgufSession:
         )
         params.offload_kqv = params.op_offload = on_gpu
         params.no_perf = True
+        if watch is not None:
+            params.cb_eval = watch
         self._context = library.llama_init_from_model(self._model, params)
         if not self._context:
             self.close()
@@ -142,6 +152,9 @@ class GgufSession:
         n = self._facts.n_embd
         if mine.pooling == "rank":
             n = int(self._library.llama_model_n_cls_out(self._model))
+        elif self._library.llama_model_n_embd_out(self._model) != n:
+            self.close()
+            raise BundleError(f"{path}: its vectors are not {n} wide")
         final = n if self._head is None else len(self._head.out_bias)
         if task.kind == "text-classification" and final != len(task.labels):
             self.close()
@@ -169,7 +182,7 @@ class GgufSession:
         lengths = batch.lengths[start:stop]
         real = np.arange(batch.input_ids.shape[1]) < lengths[:, None]  # (n, T)
         ids = batch.input_ids[start:stop][real]
-        if self._facts.causal:
+        if not self._facts.is_encoder:
             return hidden.pool(self._hidden_states(ids, lengths), lengths, self._pooling)
         vectors = None
         if self._rows is not None and batch.type_ids[start:stop].any():

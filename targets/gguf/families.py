@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits
@@ -28,15 +28,21 @@ _FAMILIES: dict[TaskKind, tuple[str, ...]] = {
 }
 
 
+def known_families(task: Task) -> Collection[str]:
+    """The values of model_type that can be planned for the task."""
+    return _FAMILIES[task.kind]
+
+
 def make_plan(config: Config, weights: Weights, task: Task, text: TextLimits) -> Plan:
     """Plan the model. Raises ModelError for families and traits no llama.cpp graph computes."""
     family = str(config.values.get("model_type"))
-    known = _FAMILIES[task.kind]
+    known = known_families(task)
     if family not in known:
         raise ModelError(
             f"config.json: model_type is {family!r}; for {task.kind} the gguf target knows "
             f"{', '.join(known)}",
-            hint="choose another target for this model, such as onnx",
+            hint="let llama.cpp's own script convert it, with --converter PATH (a checkout of "
+            "llama.cpp), or choose another target, such as onnx",
         )
     if family in DECODERS:
         return plan_llama(DECODERS[family], config, weights, task, text)

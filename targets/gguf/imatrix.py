@@ -8,7 +8,7 @@ reads: a GGUF file with NAME.in_sum2 and NAME.counts for each matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.runtime.errors import MissingExtra, ModelError
-from edgelm.targets.gguf.plan import Move, Plan
 
 CHUNK_TOKENS = 512  # of a text that is looked at in one piece
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -47,21 +46,20 @@ def _mean(sums: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     return (np.maximum(sums, _LEAST * average) / count).astype(np.float32)
 
 
-def wanted(moves: Iterable[Move]) -> list[Move]:
-    """The moves whose matrices the importance matrix covers."""
-    return [move for move in moves if move.is_matrix and move.name.startswith(_PREFIX)]
+def wanted(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Of the file's matrices (R, C) those that an importance matrix covers: name -> C. Matrices of
+    experts, which have a third axis, are not among them."""
+    return {n: shape[1] for n, shape in shapes.items() if n.startswith(_PREFIX) and len(shape) == 2}
 
 
-def check_covers(imatrix: Imatrix, plan: Plan, widths: Mapping[str, int], origin: str) -> None:
-    """Raise ModelError unless it has each matrix that it shall cover, with as many columns.
-
-    `widths`: tensor's name in the file -> columns."""
-    for name in [move.name for move in wanted(plan.moves)]:
+def check_covers(imatrix: Imatrix, shapes: Mapping[str, tuple[int, ...]], origin: str) -> None:
+    """Raise ModelError unless it has each matrix that it shall cover, with as many columns."""
+    for name, C in wanted(shapes).items():
         sums = imatrix.sums.get(name)
-        if sums is None or len(sums) != widths[name]:
+        if sums is None or len(sums) != C:
             has = "nothing" if sums is None else f"{len(sums)} columns"
             raise ModelError(
-                f"{origin}: it has {has} for {name}, the model {widths[name]} columns",
+                f"{origin}: it has {has} for {name}, the model {C} columns",
                 hint="an importance matrix fits the model that it was made from alone",
             )
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgelm.runtime.errors import MissingExtra, ModelError
 from edgelm.targets.base import Lowered, LowerRequest
-from edgelm.targets.gguf.families import make_plan
+from edgelm.targets.gguf.convert import convert
+from edgelm.targets.gguf.families import known_families, make_plan
+from edgelm.targets.gguf.head import Head
 from edgelm.targets.gguf.imatrix import check_covers, read_imatrix
 from edgelm.targets.gguf.plan import Config, Plan
 from edgelm.targets.gguf.precisions import FLOAT_FILE_TYPES, PRECISIONS, needs_matrix
@@ -26,12 +30,46 @@ _NO_TOKENS = (
 ENGINE = {"llama-cpp-python": ">=0.3.36"}
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What is known of the float file."""
+
+    matrices: Mapping[str, tuple[int, ...]]  # by name, as `Converted.matrices`
+    width: int  # H
+    options: dict[str, Any]  # of the variant
+    head: Head | None
+    notes: tuple[str, ...]
+
+
 def lower(request: LowerRequest) -> Lowered:
     """Write the variant's files into `request.folder`. Raises ModelError, MissingExtra."""
     if request.precision not in PRECISIONS:
         raise ModelError(
             f"gguf has no precision {request.precision!r}; it has {', '.join(PRECISIONS)}"
         )
+    is_float = request.precision in FLOAT_FILE_TYPES
+    first = request.folder / (MODEL_FILE if is_float else "unquantized.gguf")
+    precision = request.precision if is_float else None
+    write = _write if request.converter is None else _convert
+    try:
+        made = write(request, first, precision)
+        if not is_float:
+            request.report(f"quantizing to {request.precision}")
+            _quantize(first, request, made)
+    finally:
+        if not is_float:
+            first.unlink(missing_ok=True)
+    files = [MODEL_FILE]
+    options = made.options
+    if made.head is not None:
+        made.head.save(request.folder / HEAD_FILE)
+        files.append(HEAD_FILE)
+        options = options | {"head": HEAD_FILE}
+    return Lowered(tuple(files), dict(ENGINE), options, made.notes)
+
+
+def _write(request: LowerRequest, path: Path, precision: str | None) -> _Made:
+    """Write the float file by edgelm's own tables; precision None: the model's own."""
     config = _read_config(request.model_dir)
     with Weights(request.model_dir) as weights:
         plan = make_plan(config, weights, request.task, request.text)
@@ -41,69 +79,60 @@ def lower(request: LowerRequest) -> Lowered:
         vocab = read_vocab(request.model_dir, n_rows, family, decoder=plan.causal)
         # no path in the name: equal inputs give equal bytes
         name = f"{_family_name(family, vocab)} {request.task.kind} {request.precision}"
-        is_float = request.precision in FLOAT_FILE_TYPES
-        first = request.folder / (MODEL_FILE if is_float else "unquantized.gguf.tmp")
-        float_precision = request.precision if is_float else _own_precision(plan, weights)
-        request.report(f"writing {float_precision} tensors")
-        try:
-            write_gguf(first, plan, weights, vocab, request.task, name, float_precision)
-            if not is_float:
-                request.report(f"quantizing to {request.precision}")
-                _quantize(first, request, plan, weights)
-        finally:
-            if not is_float:
-                first.unlink(missing_ok=True)
+        matrices = {move.name: move.source for move in plan.moves if move.is_matrix}
+        precision = precision or weights.own_precision(matrices.values())
+        request.report(f"writing {precision} tensors")
+        write_gguf(path, plan, weights, vocab, request.task, name, precision)
+        shapes = {name: weights.shape(source) for name, source in matrices.items()}
     options: dict[str, Any] = {"max_tokens": request.text.max_tokens}
     options |= {"decoder": True} if plan.pooling is None else {"pooling": plan.pooling}
-    files = [MODEL_FILE]
-    if plan.head is not None:
-        plan.head.save(request.folder / HEAD_FILE)
-        files.append(HEAD_FILE)
-        options["head"] = HEAD_FILE
-    if _feeds_vectors(request, plan):
+    # Second texts carry token type 1, which the graph has no input for: the engine looks the
+    # token's vector up itself and adds the difference of the two types.
+    if request.task.pair and request.text.type_ids and plan.n_token_types > 1:
         options["type_ids"] = True
     notes = (_NO_TOKENS,) if vocab.model == "none" else vocab.notes
-    return Lowered(tuple(files), dict(ENGINE), options, notes)
+    return _Made(shapes, int(plan.keys["embedding_length"]), options, plan.head, notes)
 
 
-def _quantize(source: Path, request: LowerRequest, plan: Plan, weights: Weights) -> None:
+def _convert(request: LowerRequest, path: Path, precision: str | None) -> _Made:
+    """As `_write`, by llama.cpp's own script."""
+    script = request.converter
+    assert script is not None
+    family = str(_read_config(request.model_dir).values.get("model_type"))
+    notes = (f"converted by {script.name}, as asked, though edgelm knows {family!r} itself",)
+    request.report(f"running {script.name}")
+    made = convert(script, request.model_dir, path, precision, request.task, request.text)
+    return _Made(
+        made.matrices,
+        made.facts.n_embd,
+        made.options,
+        head=None,
+        notes=notes if family in known_families(request.task) else (),
+    )
+
+
+def _quantize(source: Path, request: LowerRequest, made: _Made) -> None:
     try:
         from edgelm.targets.gguf.quantize import How, choose_types, quantize_file, table_type
     except ImportError as err:
         raise MissingExtra("llama-cpp-python", "gguf") from err
-    matrices = [move for move in plan.moves if move.is_matrix]
     importance = {}
     if request.imatrix is not None:
         imatrix = read_imatrix(request.imatrix)
-        widths = {move.name: weights.shape(move.source)[1] for move in matrices}
-        check_covers(imatrix, plan, widths, str(request.imatrix))
+        check_covers(imatrix, made.matrices, str(request.imatrix))
         importance = imatrix.means()
-    types = choose_types(request.quantization.tensor_types, [move.name for move in matrices])
+    types = choose_types(request.quantization.tensor_types, list(made.matrices))
     if needs_matrix(request.precision, types.values()) and not importance:
         raise ModelError(f"{request.precision} cannot be made without an importance matrix")
-    table = None
-    if _feeds_vectors(request, plan):
-        table = table_type(int(plan.keys["embedding_length"]))
+    table = table_type(made.width) if "type_ids" in made.options else None
     how = How(table, types, importance)
     quantize_file(source, request.folder / MODEL_FILE, request.precision, how)
-
-
-def _own_precision(plan: Plan, weights: Weights) -> str:
-    """The float type that holds all matrices as they are, for what is quantized from it."""
-    stored = {weights.dtype(move.source) for move in plan.moves if move.is_matrix}
-    return {"F16": "f16", "BF16": "bf16"}.get(stored.pop(), "f32") if len(stored) == 1 else "f32"
 
 
 def _family_name(family: str, vocab: Vocab) -> str:
     """llama.cpp takes "phi3" in a file's name as a word on the tokenizer: white space after
     special tokens is dropped, and some of them must exist."""
     return family if family != "phi3" or vocab.strips_like_phi3 else "phi"
-
-
-def _feeds_vectors(request: LowerRequest, plan: Plan) -> bool:
-    """Whether second texts carry token type 1, which the graph has no input for: the engine then
-    looks the token's vector up itself and adds the difference of the two types."""
-    return request.task.pair and request.text.type_ids and plan.n_token_types > 1
 
 
 def _read_config(folder: Path) -> Config:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -87,6 +87,13 @@ class Weights:
                 f"{name} is stored as {entry.dtype}; the weights must be floats, merged"
             )
         return entry.dtype
+
+    def own_precision(self, names: Iterable[str]) -> str:
+        """The float type of a GGUF file that holds all of them as they are."""
+        stored = {self.dtype(name) for name in names}
+        if len(stored) != 1:
+            return "f32"
+        return {"F16": "f16", "BF16": "bf16"}.get(stored.pop(), "f32")
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One tensor as float32."""

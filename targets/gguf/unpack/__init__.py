@@ -14,7 +14,8 @@ from pathlib import Path
 
 from edgelm.runtime.errors import BundleError, MissingExtra, ModelError
 from edgelm.targets.gguf.check import read_header
-from edgelm.targets.gguf.facts import DECODER_KEYS, read_facts
+from edgelm.targets.gguf.facts import own_keys, read_facts
+from edgelm.targets.gguf.keys import DECODER_KEYS
 from edgelm.targets.gguf.unpack.config import read_config, read_generation_config, read_modules
 from edgelm.targets.gguf.unpack.file import File
 from edgelm.targets.gguf.unpack.tensors import write_tensors
@@ -28,12 +29,19 @@ def unpack(path: Path, folder: Path, report: Callable[[int, int], None]) -> None
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtra("gguf", "compile")
     try:
-        arch = read_facts(read_header(path), path).arch
+        header = read_header(path)
+        arch = read_facts(header, path).arch
     except BundleError as err:
         raise ModelError(err.message) from err
     if arch not in DECODER_KEYS:
         raise ModelError(
             f"{path}: its graph is {arch!r}; files of {', '.join(DECODER_KEYS)} can be unpacked",
+            hint="take the model's Hugging Face directory",
+        )
+    unknown = own_keys(header).keys() - set(DECODER_KEYS[arch])
+    if unknown:
+        raise ModelError(
+            f"{path}: the keys {', '.join(sorted(unknown))} of {arch!r} cannot be unpacked",
             hint="take the model's Hugging Face directory",
         )
     try:
