@@ -21,16 +21,15 @@ ENCODERS: dict[str, Callable[[Config, Weights, Task], Plan]] = {
     "modernbert": plan_modernbert,
 }
 
-_FAMILIES: dict[TaskKind, tuple[str, ...]] = {
-    "text-classification": tuple(ENCODERS),
-    "feature-extraction": (*ENCODERS, *DECODERS),
-    "text-generation": tuple(DECODERS),
-}
-
 
 def known_families(task: Task) -> Collection[str]:
     """The values of model_type that can be planned for the task."""
-    return _FAMILIES[task.kind]
+    found: dict[TaskKind, tuple[str, ...]] = {
+        "text-classification": tuple(ENCODERS),
+        "feature-extraction": (*ENCODERS, *DECODERS),
+        "text-generation": tuple(DECODERS),
+    }
+    return found[task.kind]
 
 
 def make_plan(config: Config, weights: Weights, task: Task, text: TextLimits) -> Plan:

@@ -256,7 +256,7 @@ def rewritten(path: Path, target: Path, name: str | None = None, **keys) -> Path
         (None, {"attention__head_count": None}, "head_count is None"),
         (None, {"attention__scale": float("nan")}, "scale is nan"),
         (None, {"attention__causal": False}, "has keys of an encoder"),
-        (None, {"pooling_type": 1}, "has keys of an encoder"),
+        (None, {"classifier.pooling_type": 1}, "has keys of an encoder"),
         (None, {"rope__dimension_count": 4}, "the graph turns all 8 values"),
         (None, {"block_count": 0}, "block_count is 0"),
     ],
