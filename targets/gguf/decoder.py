@@ -28,10 +28,11 @@ from edgelm.targets.gguf.facts import read_facts
 
 BATCH_TOKENS = 2048  # in one call of llama_decode
 UBATCH_TOKENS = 512  # that it computes at once
-# For most types of weights llama.cpp's CPU kernels give each of 2 to 6 tokens the bits of a token
-# alone; not for these (ggml's numbers).
-N_GUESS = 5
-_F32, _F16, _IQ4_NL, _BF16 = 0, 1, 20, 30
+# llama.cpp's CPU kernels give each of several tokens the bits of a token alone: of 11 where all
+# weights are q8_0, of 6 for most other types, of none for these (ggml's numbers).
+_F32, _F16, _Q8_0, _IQ4_NL, _BF16 = 0, 1, 8, 20, 30
+_ROUND_OTHERWISE = {_F32, _F16, _IQ4_NL, _BF16}
+N_GUESS, N_GUESS_Q8_0 = 5, 10
 _PADDING = 256  # llama.cpp rounds a sequence's memory up to this
 
 
@@ -281,8 +282,8 @@ class GgufDecoder:
 def _n_guess(header: Header, device: str) -> int:
     """Raises UsageError where several tokens are not rounded like one."""
     matrices = {tensor.type for tensor in header.tensors.values() if len(tensor.shape) > 1}
-    if device == "cpu" and not matrices & {_F32, _F16, _IQ4_NL, _BF16}:
-        return N_GUESS
+    if device == "cpu" and not matrices & _ROUND_OTHERWISE:
+        return N_GUESS_Q8_0 if matrices == {_Q8_0} else N_GUESS
     raise UsageError(
         "speculate: these weights, or this device, round guessed tokens otherwise than plain ones",
         hint="load a quantized variant, iq4_nl left aside, with device='cpu'",
