@@ -32,6 +32,7 @@ UBATCH_TOKENS = 512  # that it computes at once
 # weights are q8_0, of 6 for most other types, of none for these (ggml's numbers).
 _F32, _F16, _Q8_0, _IQ4_NL, _BF16 = 0, 1, 8, 20, 30
 _ROUND_OTHERWISE = {_F32, _F16, _IQ4_NL, _BF16}
+_LAID_OUT_OTHERWISE = {10, 12}  # q2_k, q4_k
 N_GUESS, N_GUESS_Q8_0 = 5, 10
 _PADDING = 256  # llama.cpp rounds a sequence's memory up to this
 
@@ -70,8 +71,8 @@ class GgufDecoder:
         bindings.last_errors()
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = -1 if self.device == "cuda" else 0
-        # weights laid out for several tokens at once, which rounds other than for one
-        params.use_extra_bufts = not options.guesses
+        # weights laid out for several tokens at once: some types are rounded otherwise then
+        params.use_extra_bufts = not (options.guesses and _types(header) & _LAID_OUT_OTHERWISE)
         model = self._library.llama_model_load_from_file(str(path).encode(), params)
         if not model:
             raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
@@ -279,11 +280,16 @@ class GgufDecoder:
         return self._rows
 
 
+def _types(header: Header) -> set[int]:
+    """Of the matrices."""
+    return {tensor.type for tensor in header.tensors.values() if len(tensor.shape) > 1}
+
+
 def _n_guess(header: Header, device: str) -> int:
     """Raises UsageError where several tokens are not rounded like one."""
-    matrices = {tensor.type for tensor in header.tensors.values() if len(tensor.shape) > 1}
-    if device == "cpu" and not matrices & _ROUND_OTHERWISE:
-        return N_GUESS_Q8_0 if matrices == {_Q8_0} else N_GUESS
+    types = _types(header)
+    if device == "cpu" and not types & _ROUND_OTHERWISE:
+        return N_GUESS_Q8_0 if types == {_Q8_0} else N_GUESS
     raise UsageError(
         "speculate: these weights, or this device, round guessed tokens otherwise than plain ones",
         hint="load a quantized variant, iq4_nl left aside, with device='cpu'",

@@ -99,7 +99,7 @@ def test_what_is_said_of_it(run_cli: Callable[..., object], bundle: Bundle) -> N
     shown = run_cli("inspect", bundle.root)
     assert "feature-extraction: 64 dimensions, last pooling, length one" in shown.out  # type: ignore[attr-defined]
     page = (bundle.root / "report.html").read_text(encoding="utf-8")
-    assert "prompts before them (query)" in page
+    assert "prompts before them, which are not added: query" in page
 
 
 @pytest.mark.parametrize(
