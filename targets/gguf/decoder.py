@@ -29,11 +29,12 @@ from edgelm.targets.gguf.facts import read_facts
 BATCH_TOKENS = 2048  # in one call of llama_decode
 UBATCH_TOKENS = 512  # that it computes at once
 # llama.cpp's CPU kernels give each of several tokens the bits of a token alone: of 11 where all
-# weights are q8_0, of 6 for most other types, of none for these (ggml's numbers).
+# weights are q8_0, of 6 for most other types, of none for these (ggml's numbers). Rows are
+# multiplied by fours, so 4 and 8 tokens are the cheapest.
 _F32, _F16, _Q8_0, _IQ4_NL, _BF16 = 0, 1, 8, 20, 30
 _ROUND_OTHERWISE = {_F32, _F16, _IQ4_NL, _BF16}
 _LAID_OUT_OTHERWISE = {10, 12}  # q2_k, q4_k
-N_GUESS, N_GUESS_Q8_0 = 5, 10
+N_GUESS, N_GUESS_Q8_0 = 3, 7
 _PADDING = 256  # llama.cpp rounds a sequence's memory up to this
 
 
