@@ -33,6 +33,7 @@ from edgelm.compiler.passes.verify import Verify
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import Manifest
 from edgelm.runtime.progress import Progress
+from edgelm.targets.gguf.shards import stem_of
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def output_path(recipe: Recipe) -> Path:
     """Where the bundle goes."""
     if recipe.output:
         return Path(recipe.output).expanduser().resolve()  # a link stays, what it names is replaced
-    model = recipe.model.removeprefix("pkg:").removesuffix(GGUF_SUFFIX)
-    stem = recipe.name or Path(model).resolve().name
+    name = Path(recipe.model.removeprefix("pkg:")).resolve().name
+    stem = recipe.name or (stem_of(name) if name.endswith(GGUF_SUFFIX) else name)
     return Path(f"{stem}{SUFFIX}").resolve()
 
 

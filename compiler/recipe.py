@@ -185,6 +185,12 @@ class GgufConfig:
         "write the file, in place of edgelm's own tables: for architectures that these lack.",
         flag="--converter",
     )
+    split_size_mb: int | None = option(
+        None,
+        "Split models over files of at most so many MB (10^6 bytes), in llama.cpp's layout; one "
+        "file when left out. A larger tensor, and the first file's vocabulary, stay whole.",
+        flag="--split-size-mb",
+    )
 
 
 @dataclass(frozen=True)

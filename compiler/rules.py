@@ -113,6 +113,8 @@ def check(recipe: Recipe) -> None:
         not (recipe.task == "feature-extraction" and t.method in ("lora", "full")),
         "train.method", t.method, "embeddings are compiled as they are: fine-tune before",
     )  # fmt: skip
+    size = recipe.gguf.split_size_mb
+    rule(size is None or size >= 1, "gguf.split_size_mb", size, "must be at least 1")
     _check_generation(recipe, rule)
 
 

@@ -53,6 +53,7 @@ class LowerRequest:
     calibration: Callable[[], Iterable[TokenBatch]] = tuple  # training texts, tokenized
     imatrix: Path | None = None  # importance matrix, in llama.cpp's format
     converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py, to write GGUF files with
+    split_bytes: int | None = None  # the most of one GGUF file; None: all in one
     report: Callable[[str], None] = lambda step: None  # says which step is running
 
 

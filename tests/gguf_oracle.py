@@ -21,11 +21,11 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from gguf_oracle import llama_logits
 from edgelm.runtime.errors import BundleError
-from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.facts import read_facts
+from edgelm.targets.gguf.shards import read_model
 for path in map(Path, sys.argv[2:]):
     try:
-        read_facts(read_header(path), path)
+        read_facts(read_model(path), path)
         llama_logits(path, [1, 2, 3], n_ctx=64)
         print("opened")
     except (BundleError, OSError):

@@ -15,6 +15,7 @@ from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.errors import BundleError, ModelError
 from edgelm.runtime.files import sha256_file
 from edgelm.runtime.manifest import Pooling, parse_json
+from edgelm.targets.gguf.shards import shard_names
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -49,13 +50,20 @@ def find_model(recipe: Recipe) -> Path:
     return _from_hub(name, recipe.revision)
 
 
-def find_gguf(recipe: Recipe) -> Path:
-    """The .gguf file that `recipe.model` names. Raises ModelError."""
+def find_gguf(recipe: Recipe) -> list[Path]:
+    """The .gguf file that `recipe.model` names; where it begins a set, all of them. Raises
+    ModelError."""
     name = recipe.model
     path = _in_package(name) if name.startswith("pkg:") else Path(name).expanduser()
-    if not path.is_file():
-        raise ModelError(f"{name}: no such file")
-    return path
+    try:
+        files = [path.with_name(one) for one in shard_names(path.name)]
+    except ValueError as err:
+        raise ModelError(str(err)) from err
+    for file in files:
+        if not file.is_file():
+            more = f", one of {len(files)} that hold the model" if len(files) > 1 else ""
+            raise ModelError(f"{file}: no such file{more}")
+    return files
 
 
 def read_source(folder: Path) -> Source:

@@ -86,7 +86,7 @@ class Lower(Pass):
             # as pairs: the first pattern that fits decides, and keys are sorted in a digest
             "tensor_types": list(recipe.quantize.tensor_types.items()),
             "imatrix": context.digests["imatrix"] if uses_matrix(recipe, self.spec) else None,
-            "converter": converter_inputs(recipe) if self.target == "gguf" else None,
+            **(_gguf_inputs(recipe) if self.target == "gguf" else {}),
         }
 
     def run(self, context: Context, folder: Path) -> None:
@@ -110,7 +110,7 @@ class Lower(Pass):
                     ),
                     calibration=lambda: calibration_batches(context),
                     imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
-                    converter=converter_of(context.recipe) if self.target == "gguf" else None,
+                    **(_gguf_options(context.recipe) if self.target == "gguf" else {}),
                     report=lambda step: context.progress.advance(0, None, step),
                 )
             )
@@ -125,6 +125,19 @@ class Lower(Pass):
         context.variants[self.variant] = VariantState(
             self.variant, self.target, self.precision, folder, lowered
         )
+
+
+def _gguf_inputs(recipe: Recipe) -> dict[str, Any]:
+    return {"converter": converter_inputs(recipe), "split_size_mb": recipe.gguf.split_size_mb}
+
+
+def _gguf_options(recipe: Recipe) -> dict[str, Any]:
+    """What of a LowerRequest concerns GGUF files alone."""
+    size = recipe.gguf.split_size_mb
+    return {
+        "converter": converter_of(recipe),
+        "split_bytes": None if size is None else size * 1_000_000,
+    }
 
 
 def calibration_batches(context: Context) -> Iterable[TokenBatch]:

@@ -18,13 +18,16 @@ class Unpack(Pass):
     name = "unpack"
 
     def inputs(self, context: Context) -> dict[str, Any]:
-        path = find_gguf(context.recipe)
-        return {"sha256": sha256_file(path), "versions": versions("gguf", "transformers")}
+        files = find_gguf(context.recipe)
+        return {
+            "sha256": [sha256_file(path) for path in files],
+            "versions": versions("gguf", "transformers"),
+        }
 
     def run(self, context: Context, folder: Path) -> None:
         from edgelm.targets.gguf.unpack import unpack
 
-        unpack(find_gguf(context.recipe), folder, context.progress.advance)
+        unpack(find_gguf(context.recipe)[0], folder, context.progress.advance)
 
     def load(self, context: Context, folder: Path) -> None:
         context.unpacked = folder

@@ -68,6 +68,10 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+KEYS_START = 24
+# Of files of a set, with the types that llama.cpp ends the process without: uint16 and int32
+SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+SPLIT_TYPES = {SPLIT_NO: 2, SPLIT_COUNT: 2, SPLIT_TENSORS: 5}
 _TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -86,6 +90,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int  # from the start of the file
     n_bytes: int
+    path: Path  # the file
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Header:
 
     keys: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    keys_end: int  # from the start of the file, where they begin at KEYS_START
+    alignment: int  # of tensors, in bytes
 
 
 def read_header(path: Path) -> Header:
@@ -104,7 +111,7 @@ def read_header(path: Path) -> Header:
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             cursor = _Cursor(data, len(data))
-            header = _read(cursor)
+            header = _read(cursor, path)
     except (OSError, ValueError) as err:  # ValueError: an empty file cannot be mapped
         raise BundleError(f"{path}: cannot be read: {err}") from err
     except _Bad as err:
@@ -181,7 +188,12 @@ def _check_tokens(data: mmap.mmap, at: int, ends: list[int]) -> None:
         raise _Bad("a token is empty or stands twice in the vocabulary")
 
 
-def _read(cursor: _Cursor) -> Header:
+def aligned(n: int, alignment: int) -> int:
+    """The next multiple of it."""
+    return -(-n // alignment) * alignment
+
+
+def _read(cursor: _Cursor, path: Path) -> Header:
     if cursor.bytes(4) != b"GGUF":
         raise _Bad("it does not begin with GGUF")
     version = cursor.scalar("I")
@@ -198,12 +210,15 @@ def _read(cursor: _Cursor) -> Header:
         if not name or name in keys:
             raise _Bad(f"the key {name!r} is empty or stands twice")
         keys[name] = _value(cursor, name)
-    tensors = _tensors(cursor, n_tensors, _alignment(keys))
-    return Header(keys, tensors)
+    keys_end, alignment = cursor.at, _alignment(keys)
+    tensors = _tensors(cursor, n_tensors, alignment, path)
+    return Header(keys, tensors, keys_end, alignment)
 
 
 def _value(cursor: _Cursor, name: str) -> Any:
     kind = cursor.scalar("I")
+    if kind != SPLIT_TYPES.get(name, kind):
+        raise _Bad(f"{name} is of the type {kind}")
     if kind == _STRING:
         return cursor.string()
     if kind == _ARRAY:
@@ -227,7 +242,7 @@ def _alignment(keys: dict[str, Any]) -> int:
     return value
 
 
-def _tensors(cursor: _Cursor, n: int, alignment: int) -> dict[str, TensorInfo]:
+def _tensors(cursor: _Cursor, n: int, alignment: int, path: Path) -> dict[str, TensorInfo]:
     found: list[tuple[str, int, tuple[int, ...], int, int]] = []
     for _ in range(n):
         name = cursor.string()
@@ -239,7 +254,7 @@ def _tensors(cursor: _Cursor, n: int, alignment: int) -> dict[str, TensorInfo]:
         found.append(
             (name, kind, tuple(reversed(dims)), offset, _n_bytes(name, kind, dims, cursor))
         )
-    start = -(-cursor.at // alignment) * alignment
+    start = aligned(cursor.at, alignment)
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for name, kind, shape, offset, n_bytes in found:
@@ -248,8 +263,8 @@ def _tensors(cursor: _Cursor, n: int, alignment: int) -> dict[str, TensorInfo]:
             raise _Bad(
                 f"tensor {name}: stands twice, is out of place, or reaches past the file's end"
             )
-        tensors[name] = TensorInfo(kind, shape, start + offset, n_bytes)
-        expected += -(-n_bytes // alignment) * alignment
+        tensors[name] = TensorInfo(kind, shape, start + offset, n_bytes, path)
+        expected += aligned(n_bytes, alignment)
     return tensors
 
 

@@ -21,10 +21,11 @@ from edgelm.runtime.engine import Chunk, DecoderOptions
 from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import TextLimits, Variant
 from edgelm.targets.gguf import bindings
-from edgelm.targets.gguf.check import Header, read_header
+from edgelm.targets.gguf.check import Header
 from edgelm.targets.gguf.cores import physical_cores
-from edgelm.targets.gguf.engine import device_for, file_ending
+from edgelm.targets.gguf.engine import device_for, model_file
 from edgelm.targets.gguf.facts import read_facts
+from edgelm.targets.gguf.shards import read_model
 
 BATCH_TOKENS = 2048  # in one call of llama_decode
 UBATCH_TOKENS = 512  # that it computes at once
@@ -50,8 +51,8 @@ class GgufDecoder:
         watch: Any = None,
     ) -> None:
         """`watch`: llama.cpp's callback for each step of a computation."""
-        path = folder / file_ending(variant, ".gguf")
-        header = read_header(path)
+        path = folder / model_file(variant)
+        header = read_model(path)
         facts = read_facts(header, path)
         if facts.is_encoder:
             raise BundleError(f"{path}: it is an encoder, which generates no text")

@@ -26,12 +26,12 @@ from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, Us
 from edgelm.runtime.manifest import Task, Variant
 from edgelm.targets.gguf import bindings, hidden
 from edgelm.targets.gguf.buffers import Buffers, Row
-from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.cores import physical_cores
 from edgelm.targets.gguf.facts import read_facts
 from edgelm.targets.gguf.head import Head, load_head
 from edgelm.targets.gguf.plan import POOLING_TYPES
 from edgelm.targets.gguf.rows import TokenRows
+from edgelm.targets.gguf.shards import read_model, shard_names
 
 TOKENS_A_CALL = 256
 SEQUENCES_A_CALL = 32
@@ -64,8 +64,8 @@ class GgufSession:
         self._context: Any = None
         mine = read_options(variant)
         self._pooling = mine.pooling
-        path = folder / file_ending(variant, ".gguf")
-        header = read_header(path)
+        path = folder / model_file(variant)
+        header = read_model(path)
         self._facts = read_facts(header, path)
         if not self._facts.is_encoder and mine.pooling not in ("mean", "last"):
             raise BundleError(f"{path}: a decoder, of which {mine.pooling!r} pooling is not known")
@@ -247,6 +247,18 @@ def file_ending(variant: Variant, ending: str) -> str:
     found = [f.path for f in variant.files if f.path.endswith(ending)]
     if len(found) != 1:
         raise BundleError(f"variant {variant.name}: it lists {len(found)} files ending in {ending}")
+    return found[0]
+
+
+def model_file(variant: Variant) -> str:
+    """The .gguf file; of a set, all of which the variant lists, the first. Raises BundleError."""
+    found = sorted(f.path for f in variant.files if f.path.endswith(".gguf"))
+    try:
+        whole = shard_names(found[0]) if found else []
+    except ValueError as err:
+        raise BundleError(f"variant {variant.name}: {err}") from err
+    if not found or found != whole:
+        raise BundleError(f"variant {variant.name}: it lists {len(found)} .gguf files, not a set")
     return found[0]
 
 

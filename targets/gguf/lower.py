@@ -17,6 +17,7 @@ from edgelm.targets.gguf.head import Head
 from edgelm.targets.gguf.imatrix import check_covers, read_imatrix
 from edgelm.targets.gguf.plan import Config, Plan
 from edgelm.targets.gguf.precisions import FLOAT_FILE_TYPES, PRECISIONS, needs_matrix
+from edgelm.targets.gguf.shards import split_file
 from edgelm.targets.gguf.vocab import Vocab, read_vocab
 from edgelm.targets.gguf.weights import Weights
 from edgelm.targets.gguf.writer import write_gguf
@@ -60,6 +61,9 @@ def lower(request: LowerRequest) -> Lowered:
         if not is_float:
             first.unlink(missing_ok=True)
     files = [MODEL_FILE]
+    if request.split_bytes is not None:
+        request.report("splitting")
+        files = split_file(request.folder / MODEL_FILE, request.split_bytes)
     options = made.options
     if made.head is not None:
         made.head.save(request.folder / HEAD_FILE)

