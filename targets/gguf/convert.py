@@ -17,6 +17,7 @@ from typing import Any
 from edgelm.runtime.errors import BundleError, ModelError
 from edgelm.runtime.files import sha256_file
 from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
+from edgelm.targets.causal import check_pooling
 from edgelm.targets.child import run_python
 from edgelm.targets.gguf.check import Header, read_header
 from edgelm.targets.gguf.facts import Facts, read_facts
@@ -121,9 +122,12 @@ def _environment(script: Path) -> dict[str, str]:
 
 def _options(header: Header, facts: Facts, task: Task, text: TextLimits) -> dict[str, Any]:
     """What the engine needs to know. Raises ModelError for a file that is not of the task."""
-    generates = task.kind == "text-generation"
-    if facts.is_encoder == generates:
-        what = "an encoder" if facts.is_encoder else "a decoder"
+    what, other = (
+        ("an encoder", "text-generation")
+        if facts.is_encoder
+        else ("a decoder", "text-classification")
+    )
+    if task.kind == other:
         raise ModelError(f"the converted model is {what}, which is not for {task.kind}")
     if text.max_tokens > facts.context_length:
         raise ModelError(
@@ -131,9 +135,11 @@ def _options(header: Header, facts: Facts, task: Task, text: TextLimits) -> dict
             hint=f"lower max_tokens to {facts.context_length}",
         )
     options: dict[str, Any] = {"max_tokens": text.max_tokens}
-    if generates:
+    if task.kind == "text-generation":
         return options | {"decoder": True}
     if task.kind == "feature-extraction":
+        if not facts.is_encoder:
+            check_pooling(task.pooling)
         options["pooling"] = task.pooling
     elif _HEAD in header.tensors:
         options["pooling"] = "rank"

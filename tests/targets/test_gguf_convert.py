@@ -153,6 +153,28 @@ def test_an_encoder(script, tmp_path):
         lower(model_dir, tmp_path / "other", script)
 
 
+def test_a_decoder_that_gives_vectors(script, tmp_path):
+    """From the bare model, as embeddings are compiled from."""
+    model = tiny_chat.make_chat_model(tmp_path / "chat", **GRANITE)
+    AutoModel.from_pretrained(model).save_pretrained(tmp_path / "model")
+    for path in model.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "model")
+    task = Task("feature-extraction", pooling="last")
+    lowered = lower(tmp_path / "model", tmp_path / "out", script, task=task)
+    assert lowered.options == {"max_tokens": 64, "pooling": "last"}
+    files = (FileEntry("model.gguf", "0" * 64, 1),)
+    variant = Variant("v", "gguf", "f32", files, lowered.options)
+    session = TARGET.open(tmp_path / "out", variant, task, EngineOptions("cpu", 1))
+    row = [7, 9, 20, 11, 2]
+    ours = session.run(batch_of([row]))[0]
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(tmp_path / "model")(torch.tensor([row]))
+    np.testing.assert_allclose(ours, theirs.last_hidden_state[0, -1].numpy(), atol=0.01)
+    cls = Task("feature-extraction", pooling="cls")
+    with pytest.raises(ModelError, match="first token sees nothing but itself"):
+        lower(tmp_path / "model", tmp_path / "cls", script, task=cls)
+
+
 @pytest.mark.parametrize(
     ("body", "says", "hint"),
     [
