@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelm.runtime.errors import MissingExtra, ModelError
+from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.runtime.tokenizer import Text
+from edgelm.targets.base import missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,8 @@ STAND_INS = {"onnxruntime": ("onnxruntime-gpu",)}  # other packages that bring t
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions, for stage keys and provenance. Raises MissingExtra."""
+    """Installed versions, for stage keys and provenance. Raises MissingExtra, or TargetUnavailable
+    for a package that this Python cannot have."""
     return {package: _version(package) for package in packages}
 
 
@@ -50,7 +52,7 @@ def _version(package: str) -> str:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    raise MissingExtra(package, "gguf" if package == "llama-cpp-python" else "compile")
+    raise missing(package)
 
 
 def load_tokenizer(folder: Path, *, padded: bool = True) -> Any:

@@ -10,7 +10,7 @@ from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.engine import DEVICES, DecoderOptions, Device
 from edgelm.runtime.errors import UsageError
 from edgelm.runtime.floors import check_engine
-from edgelm.runtime.manifest import TOKENIZER_FILE, Variant
+from edgelm.runtime.manifest import TOKENIZER_FILE, TaskKind, Variant
 from edgelm.runtime.model import Model
 from edgelm.runtime.select import select_variant
 
@@ -49,7 +49,8 @@ def load(
 
     def why_not(candidate: Variant) -> str | None:
         bundle.start_check(candidate)  # beside loading the engine's library, and more
-        return unavailable(candidate.target, device, guesses=guesses)
+        kind = bundle.manifest.task.kind
+        return unavailable(candidate.target, kind, device, guesses=guesses)
 
     chosen = select_variant(bundle.manifest, variant, why_not)
     check_engine(chosen)
@@ -88,16 +89,19 @@ def _load_draft(path: Path, bundle: Bundle, options: DecoderOptions) -> ChatMode
     return model
 
 
-def unavailable(target: str, device: Device, *, guesses: bool = False) -> str | None:
-    """Why a target cannot run here, which may be one this version does not know; else None."""
+def unavailable(
+    target: str, task: TaskKind, device: Device, *, guesses: bool = False
+) -> str | None:
+    """Why a target, which may be one this version does not know, cannot do the task here on that
+    device; else None."""
     from edgelm.targets import TARGETS, get_target
 
     if target not in TARGETS:
         return "not known to this version of edgelm"
     found = get_target(target)
     reason = found.available()
-    if reason is None and device not in ("auto", *found.capabilities().devices):
-        return f"no {device} device"
+    if reason is None and device not in ("auto", *found.capabilities().devices_for(task)):
+        return f"no {device} device for {task}"
     if reason is None and guesses and not found.capabilities().guesses:
         return "it rounds several tokens otherwise than one, so it cannot be loaded with speculate"
     return reason

@@ -54,7 +54,7 @@ def verify_files(bundle: Bundle) -> Check:
 def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> Check:
     """Run the golden texts on this device and compare with what was packed."""
     task = bundle.manifest.task
-    reason = unavailable(variant.target, options.device)
+    reason = unavailable(variant.target, task.kind, options.device)
     if reason is not None:
         return Check(variant.name, True, True, reason)
     golden = bundle.manifest.golden

@@ -6,12 +6,14 @@ and give plain files, so the compiler can cache, verify and pack what lies betwe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session, TokenBatch
+from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
 
 
@@ -21,13 +23,23 @@ class Capabilities:
 
     tasks: tuple[TaskKind, ...]
     precisions: tuple[str, ...]  # for one task or another
-    devices: tuple[str, ...]
+    devices: tuple[str, ...]  # for one task or another
     guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
-    by_task: Mapping[TaskKind, tuple[str, ...]] | None = None  # where the tasks differ in that
+    # of tasks that differ from that
+    task_precisions: Mapping[TaskKind, tuple[str, ...]] = field(
+        default_factory=dict[TaskKind, tuple[str, ...]]
+    )
+    task_devices: Mapping[TaskKind, tuple[str, ...]] = field(
+        default_factory=dict[TaskKind, tuple[str, ...]]
+    )
 
     def precisions_for(self, task: TaskKind) -> tuple[str, ...]:
         """The precisions that a model of this task can be lowered to."""
-        return self.precisions if self.by_task is None else self.by_task.get(task, ())
+        return self.task_precisions.get(task, self.precisions)
+
+    def devices_for(self, task: TaskKind) -> tuple[str, ...]:
+        """The devices here that a model of this task can be opened on."""
+        return self.task_devices.get(task, self.devices)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,23 @@ class Lowered:
     # for `open`, kept in the manifest
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()  # what the user should know of the files
+
+
+# Packages of which there is no release for every Python that edgelm runs on -> the first that has
+_PYTHONS = {"onnxruntime-genai": (3, 11)}
+
+
+def missing(package: str, python: tuple[int, int] = sys.version_info[:2]) -> TargetUnavailable:
+    """The error for a package that a target's compile-time half needs."""
+    least = _PYTHONS.get(package, python)
+    if python < least:
+        return TargetUnavailable(
+            f"{package} has no release for Python {python[0]}.{python[1]}; it needs Python "
+            f"{least[0]}.{least[1]} or newer",
+            hint="compile with such a Python (the bundle runs on this one too), or for another "
+            "target, such as gguf",
+        )
+    return MissingExtra(package, "gguf" if package == "llama-cpp-python" else "compile")
 
 
 class Target(Protocol):

@@ -54,7 +54,7 @@ def command(
         texts = [g.text if g.pair is None else (g.text, g.pair) for g in manifest.golden]
     figures: dict[str, Measured] = {}
     for v in chosen:
-        reason = unavailable(v.target, device)
+        reason = unavailable(v.target, manifest.task.kind, device)
         if reason is not None and variant is None:
             click.echo(f"{v.name}: skipped: {reason}", err=True)
             continue

@@ -43,8 +43,9 @@ def command(
     from edgelm.runtime.text_model import TextModel
 
     names: list[str] = [variant] if variant else []
-    for v in read_manifest(bundle).variants if not variant else ():
-        reason = unavailable(v.target, device)
+    manifest = read_manifest(bundle)
+    for v in manifest.variants if not variant else ():
+        reason = unavailable(v.target, manifest.task.kind, device)
         if reason is None:
             names.append(v.name)
         else:

@@ -23,6 +23,7 @@ def command(as_json: bool) -> None:
                 "target": name,
                 "unavailable": target.available(),
                 "devices": list(able.devices),
+                "devices_by_task": {task: list(able.devices_for(task)) for task in able.tasks},
                 "precisions": list(able.precisions),
                 "tasks": list(able.tasks),
             }
@@ -35,9 +36,17 @@ def command(as_json: bool) -> None:
         [
             str(r["target"]),
             "yes" if r["unavailable"] is None else str(r["unavailable"]),
-            " ".join(r["devices"]),  # type: ignore[arg-type]
+            _devices(r["devices_by_task"]),  # type: ignore[arg-type]
             " ".join(r["precisions"]),  # type: ignore[arg-type]
         ]
         for r in rows
     ]
     click.echo(format_table(head, cells))
+
+
+def _devices(by_task: dict[str, list[str]]) -> str:
+    """`cpu`, or what each task has where they differ."""
+    found = {task: " ".join(devices) for task, devices in by_task.items()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{task}: {devices}" for task, devices in found.items())

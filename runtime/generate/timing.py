@@ -32,7 +32,8 @@ def measure_decoder(
 ) -> Measured:
     """Measure the variant in this process; the texts are whole prompts. Raises what `load` does."""
     bundle = Bundle(root)
-    variant = select_variant(bundle.manifest, name, lambda v: unavailable(v.target, device))
+    kind = bundle.manifest.task.kind
+    variant = select_variant(bundle.manifest, name, lambda v: unavailable(v.target, kind, device))
     bundle.check_tokenizer()
     bundle.check_variant(variant)
     tokenizer, manifest = bundle.root / TOKENIZER_DIR, bundle.manifest

@@ -40,21 +40,22 @@ class OnnxTarget:
     def capabilities(self) -> Capabilities:
         from edgelm.targets.base import Capabilities
 
-        devices = ("cpu",)
+        devices: tuple[str, ...] = ("cpu",)
         if _problem() is None:
             from edgelm.targets.onnx.engine import CUDA, providers
 
             devices = ("cpu", "cuda") if CUDA in providers() else devices
-        by_task: dict[TaskKind, tuple[str, ...]] = {
+        precisions: dict[TaskKind, tuple[str, ...]] = {
             "text-classification": PRECISIONS,
             "feature-extraction": PRECISIONS,
             "text-generation": DECODER_PRECISIONS,
         }
         return Capabilities(
-            tasks=tuple(by_task),
+            tasks=tuple(precisions),
             precisions=tuple(dict.fromkeys((*PRECISIONS, *DECODER_PRECISIONS))),
             devices=devices,
-            by_task=by_task,
+            task_precisions=precisions,
+            task_devices={"text-generation": ("cpu",)},
         )
 
     def available(self) -> str | None:
@@ -84,10 +85,12 @@ class OnnxTarget:
         problem = _problem()
         if problem is not None:
             raise problem
+        from edgelm.targets.base import missing
+
         generates = request.task.kind == "text-generation"
         for package in self.decoder_packages if generates else self.lower_packages:
             if not _is_installed(package.replace("-", "_")):
-                raise MissingExtra(package, "compile")
+                raise missing(package)
         if generates:
             from edgelm.targets.onnx.genai import lower_decoder
 

@@ -34,6 +34,8 @@ MAX_GAP = 2
 # machine busy a token took 1.6 times as long as with sleeping threads. These do both.
 SPIN_US = 20
 
+RUN_ERRORS = (*ORT_ERRORS, RuntimeError)  # the latter of runs with bound inputs
+
 _LAST = np.array([-1], np.int64)  # logits of the last token alone
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -122,7 +124,7 @@ class OnnxDecoder:
                 row += chunk.n_logits
             for group in self._groups(steps, lengths):
                 self._run_steps(self._session, group, lengths)
-        except ORT_ERRORS as err:
+        except RUN_ERRORS as err:
             raise _failed(err) from err
         self._lengths = lengths
         return self._logits[:n]
@@ -144,7 +146,7 @@ class OnnxDecoder:
         )
         try:
             session.run_with_iobinding(single.bound)
-        except ORT_ERRORS as err:
+        except RUN_ERRORS as err:
             raise _failed(err) from err
         self._lengths[slot] = total
         return single.logits

@@ -31,6 +31,9 @@ from edgelm.targets.onnx.store import DATA_FILE, FILE
 
 ENGINE = {"onnxruntime": ">=1.23"}
 
+HEAD_MULTIPLE, TURNED_MULTIPLE = 8, 16
+_COSINES = 7  # among the inputs of GroupQueryAttention
+
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _BEHIND_THE_HEAD = ("Add", "Cast", "Div", "Mul", "Tanh", "Where")
 
@@ -49,6 +52,7 @@ def lower_decoder(request: LowerRequest) -> Lowered:
         build(request.model_dir, built)
         model = ir.load(built / FILE)
         _check_inputs(model.graph, request.model_dir)
+        _check_heads(model.graph, built / FILE_NAME, request.model_dir)
         _trim_inputs(model.graph)
         if precision in _HALVES:
             halve_weights(model, _HALVES[precision])
@@ -103,6 +107,41 @@ def _check_inputs(graph: ir.Graph, model_dir: Path) -> None:
         raise ModelError(
             f"{model_dir}: the onnx target cannot run this architecture: it needs {unknown[0]}"
         )
+
+
+def why_not_heads(size: int, turned: int) -> str | None:
+    """Why ONNX Runtime's GroupQueryAttention does not run heads of `size` values on CPUs, of which
+    it turns the first `turned` (0 where it turns none) with the position; None where it does."""
+    if size % HEAD_MULTIPLE:
+        return f"heads of {size} values, no multiple of {HEAD_MULTIPLE}"
+    if turned and size % TURNED_MULTIPLE:
+        return f"heads of {size} values, no multiple of {TURNED_MULTIPLE}"
+    if turned % TURNED_MULTIPLE:
+        return (
+            f"heads of which the first {turned} values turn with the position, no multiple of "
+            f"{TURNED_MULTIPLE}"
+        )
+    return None
+
+
+def _check_heads(graph: ir.Graph, config: Path, model_dir: Path) -> None:
+    """Refuse heads that ONNX Runtime would only fail on when it runs. Raises ModelError."""
+    size = json.loads(config.read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
+    for node in graph:
+        if node.op_type != "GroupQueryAttention":
+            continue
+        turned, rotary = 0, node.attributes.get("do_rotary")
+        if rotary is not None and rotary.as_int() == 1:
+            cosines = node.inputs[_COSINES]  # (positions, half of what is turned), where told
+            shape = None if cosines is None else cosines.shape
+            half = size // 2 if shape is None else shape[-1]
+            turned = 2 * half if isinstance(half, int) else size
+        why = why_not_heads(size, turned)
+        if why is not None:
+            raise ModelError(
+                f"{model_dir}: {why}: ONNX Runtime's attention on CPUs does not run them",
+                hint="choose the gguf target, which takes heads of any even size",
+            )
 
 
 def _trim_inputs(graph: ir.Graph) -> None:

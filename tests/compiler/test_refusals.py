@@ -14,6 +14,7 @@ import edgelm
 from edgelm.compiler import compile, load_recipe
 from edgelm.compiler.hf import load_model, versions
 from edgelm.runtime.manifest import Task, read_manifest
+from edgelm.targets.base import missing
 
 LABELS = ("card_lost", "refund", "other")
 
@@ -48,6 +49,10 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(edgelm.MissingExtra, match="llama-cpp-python") as err:
         versions("llama-cpp-python")
     assert "edgelm[gguf]" in str(err.value.hint)
+    assert "edgelm[compile]" in str(missing("onnxruntime-genai", (3, 11)).hint)
+    too_old = missing("onnxruntime-genai", (3, 10))
+    assert too_old.message.endswith("no release for Python 3.10; it needs Python 3.11 or newer")
+    assert "pip" not in str(too_old.hint)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,19 @@ def test_the_engines_agree(talker: Path) -> None:
     assert answers[0] == answers[1]
 
 
+def test_a_gpu_is_not_taken_for_a_variant_that_has_none(
+    talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgelm.targets import get_target
+    from edgelm.targets.onnx import engine
+
+    if "cuda" in get_target("gguf").capabilities().devices:
+        pytest.skip("llama.cpp here was built for CUDA")
+    monkeypatch.setattr(engine, "providers", lambda: [engine.CUDA, engine.CPU])
+    with pytest.raises(edgelm.TargetUnavailable, match="onnx: no cuda device for text-generation"):
+        edgelm.load(talker, device="cuda")
+
+
 def test_pieces_join_to_the_answer(chat: ChatModel) -> None:
     whole = chat.predict(TALK, max_tokens=20)
     pieces = list(chat.stream(TALK, max_tokens=20))

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import tiny
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from onnx import TensorProto, helper
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from edgelm.runtime.engine import Chunk, DecoderOptions
 from edgelm.runtime.errors import BundleError, InputError, ModelError, TargetUnavailable, UsageError
@@ -19,6 +29,7 @@ from edgelm.targets import get_target
 from edgelm.targets.base import LowerRequest
 from edgelm.targets.onnx import decoder, genai
 from edgelm.targets.onnx.blockwise import quantize_blocks
+from edgelm.targets.onnx.engine import ORT_ERRORS
 
 V = 400
 CONTEXT = 64
@@ -329,3 +340,92 @@ def test_what_the_builder_cannot_build_is_a_model_error(tmp_path, capfd):
     with pytest.raises(ModelError, match="no precision 'int8-static' for text-generation"):
         lower(model_dir, tmp_path / "other", "int8-static")
     assert capfd.readouterr().out == ""
+
+
+def runs_attention(size: int, turned: int) -> bool:
+    """Whether ONNX Runtime runs its GroupQueryAttention on heads of that size."""
+    H, K, T, C = 4, 2, 5, 16
+    names = ["q", "k", "v", "past_key", "past_value", "last", "total"]
+    node = helper.make_node(
+        "GroupQueryAttention",
+        [*names, "cos", "sin"] if turned else names,
+        ["out", "key", "value"],
+        domain="com.microsoft",
+        num_heads=H,
+        kv_num_heads=K,
+        do_rotary=int(turned > 0),
+    )
+    feed = {
+        "q": np.ones((1, T, H * size), np.float32),
+        "k": np.ones((1, T, K * size), np.float32),
+        "v": np.ones((1, T, K * size), np.float32),
+        "past_key": np.ones((1, K, 0, size), np.float32),
+        "past_value": np.ones((1, K, 0, size), np.float32),
+        "last": np.array([T - 1], np.int32),
+        "total": np.array(T, np.int32),
+    }
+    if turned:
+        feed |= dict.fromkeys(("cos", "sin"), np.ones((C, turned // 2), np.float32))
+    kinds = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int32): TensorProto.INT32}
+    inputs = [helper.make_tensor_value_info(n, kinds[a.dtype], a.shape) for n, a in feed.items()]
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("out", "key", "value")
+    ]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "g", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    try:
+        session.run(["out"], feed)
+    except ORT_ERRORS:
+        return False
+    return True
+
+
+def test_the_rule_of_heads_is_onnx_runtimes():
+    ort.set_default_logger_severity(4)
+    sizes = [*range(2, 42, 2), 48, 56, 64, 72, 80]
+    cases = [(size, turned) for size in sizes for turned in range(0, size + 1, 4)]
+    assert [c for c in cases if (genai.why_not_heads(*c) is None) != runs_attention(*c)] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "traits", "says"),
+    [
+        ("llama", {"head_dim": 8}, "heads of 8 values, no multiple of 16"),
+        ("nemotron", {"partial_rotary_factor": 0.5}, "the first 8 values turn with the position"),
+    ],
+)
+def test_heads_that_onnx_runtime_does_not_run(family, traits, says, tmp_path):
+    config = AutoConfig.for_model(family, **SIZES | traits)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tiny.make_tokenizer("roberta").save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=says) as err:
+        lower(tmp_path / "model", tmp_path / "onnx", "fp32")
+    assert "gguf" in str(err.value.hint)
+
+
+def test_what_a_run_raises_is_typed(lowered, monkeypatch):
+    """ONNX Runtime tells of it with a RuntimeError, where inputs are bound."""
+    _, folder = lowered()
+    session = open_(folder)
+    session._shape = replace(session._shape, n_kv_heads=3)  # buffers that do not fit the graph
+    session._hold(session._session, 1, CONTEXT)
+    with pytest.raises(TargetUnavailable, match="ONNX Runtime failed: "):
+        session.extend([Chunk(0, ids_of(3), 1)])
+    with pytest.raises(TargetUnavailable, match="ONNX Runtime failed: "):
+        session.append(0, 5)
+
+
+def test_generation_has_no_gpu(lowered, monkeypatch):
+    """Where ONNX Runtime has one, encoders alone are offered it."""
+    from edgelm.runtime.load import unavailable
+    from edgelm.targets.onnx import engine
+
+    monkeypatch.setattr(engine, "providers", lambda: [engine.CUDA, engine.CPU])
+    able = get_target("onnx").capabilities()
+    assert able.devices == able.devices_for("text-classification") == ("cpu", "cuda")
+    assert able.devices_for("text-generation") == ("cpu",)
+    assert unavailable("onnx", "feature-extraction", "cuda") is None
+    assert unavailable("onnx", "text-generation", "auto") is None
+    assert unavailable("onnx", "text-generation", "cuda") == "no cuda device for text-generation"
