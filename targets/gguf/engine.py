@@ -144,6 +144,9 @@ class GgufSession:
             self.close()
             raise TargetUnavailable(f"llama.cpp cannot open {path}: {bindings.last_errors()}")
         self._owned.callback(library.llama_free, self._context)
+        if not self._facts.is_encoder:
+            self._call = hidden.Caller()
+            self._owned.callback(self._call.close)
         # a session that is dropped unclosed; at the process's end the memory goes anyway
         weakref.finalize(self, self._owned.close).atexit = False
 
@@ -217,7 +220,8 @@ class GgufSession:
         library.llama_memory_clear(library.llama_get_memory(context), False)
         for at in range(0, len(ids), hidden.TOKENS_A_CALL):
             part = slice(at, at + hidden.TOKENS_A_CALL)
-            self._require(library.llama_decode(context, self._buffers.fill(ids[part], row[part])))
+            filled = self._buffers.fill(ids[part], row[part])
+            self._require(self._call(library.llama_decode, context, filled))
             values = library.llama_get_embeddings(context)
             states[part] = np.ctypeslib.as_array(values, shape=states[part].shape)
         return states

@@ -8,6 +8,8 @@ before them.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from numpy.typing import NDArray
 # llama.cpp keeps room for the logits of each: 25 MB for a vocabulary of 49,152. Calls of 256 are
 # 2 % faster with short texts (SmolLM2-135M), those of 64 are 5 % slower.
 TOKENS_A_CALL = 128
-# of the hidden states; without a match the logits are computed too, and nothing else changes
-_NAMES = (b"result_norm", b"result_embd_pooled")
+# llama.cpp's name for the hidden states, even where they are not pooled; without a match the logits
+# are computed too, and nothing else changes
+_HIDDEN_STATES = b"result_embd_pooled"
 
 
 def stop_before_logits(library: Any) -> Any:
@@ -31,9 +34,32 @@ def stop_before_logits(library: Any) -> Any:
 
     def wants(tensor: int, ask: bool, _user_data: Any) -> bool:
         """Asked of each tensor whether it is wanted, and when that is there, whether to go on."""
-        return ask and name_of(tensor) in _NAMES
+        return ask and name_of(tensor) == _HIDDEN_STATES
 
     return kind(wants)
+
+
+class Caller:
+    """Calls llama.cpp on a thread of its own.
+
+    On the main thread Ctrl-C would be raised inside the callback, where nobody hears of it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "edgelm-llama.cpp")
+
+    def __call__(self, function: Callable[..., int], *arguments: Any) -> int:
+        """What the function returns. An interrupt is raised when it is done: it reads memory that
+        the caller writes next."""
+        future = self._thread.submit(function, *arguments)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            wait([future])
+            raise
+
+    def close(self) -> None:
+        """Wait for a call under way, and end the thread."""
+        self._thread.shutdown()
 
 
 def pool(

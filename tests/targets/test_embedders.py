@@ -7,6 +7,8 @@ even of an f32 file up to 1 % of the values' spread is allowed, as in test_gguf.
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -152,6 +154,24 @@ def test_gguf_reads_long_texts_in_parts(name, task, made, tmp_path, monkeypatch)
     again = answer(session, batch_of(rows[::-1]))  # nothing of the first call is left
     for vectors in (first, again[::-1]):
         assert np.abs(vectors - theirs).max() < 0.02 * theirs.std()
+
+
+def test_an_interrupt_is_not_lost(made, tmp_path, monkeypatch):
+    """llama.cpp calls back into Python, where an exception would only be printed."""
+    batch, due = batch_of(rows_of()), [signal.SIGINT]
+
+    def interrupt(_tensor: int, _ask: bool, _user_data: object) -> bool:
+        if due:
+            signal.pthread_kill(threading.main_thread().ident, due.pop())
+        return False
+
+    plain = answer(open_("gguf", made("llama"), tmp_path / "plain", MEAN, "f32"), batch)
+    callback = bindings.load().ggml_backend_sched_eval_callback(interrupt)
+    monkeypatch.setattr(hidden, "stop_before_logits", lambda library: callback)
+    session = open_("gguf", made("llama"), tmp_path / "g", MEAN, "f32")
+    with pytest.raises(KeyboardInterrupt):
+        session.run(batch)
+    assert (answer(session, batch) == plain).all()
 
 
 def test_llama_cpp_stops_before_the_logits_where_it_can(made, tmp_path, monkeypatch):
