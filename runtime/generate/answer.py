@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from edgelm.runtime.generate.options import GenerateOptions
-from edgelm.runtime.generate.sampler import Floats, Sampler, TokenLogprob, logprobs
+from edgelm.runtime.generate.sampler import Sampler, TokenLogprob, logprobs
 from edgelm.runtime.generate.speculate import Guesser
+from edgelm.runtime.metrics import Floats
 
 if TYPE_CHECKING:
     from edgelm.runtime.generate.constraints import Constraint

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgelm.runtime.engine import Chunk, DecoderSession
-from edgelm.runtime.generate.sampler import Floats
+from edgelm.runtime.metrics import Floats
 
 PIECE_TOKENS = 512  # of a prompt at once: between pieces a caller can interrupt
 

@@ -15,7 +15,7 @@ from edgelm.runtime.engine import Chunk, DecoderSession
 from edgelm.runtime.generate.answer import Answer, Step
 from edgelm.runtime.generate.held import Held, n_common
 from edgelm.runtime.generate.options import GenerateOptions
-from edgelm.runtime.generate.sampler import Floats
+from edgelm.runtime.metrics import Floats
 
 LOGITS_TOKENS = 128  # of a text at once where all logits are wanted: they take memory
 MIN_SHARED_TOKENS = 16  # a common beginning that is worth a copy

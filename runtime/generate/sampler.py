@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.runtime.generate.options import GenerateOptions
-
-Floats = NDArray[np.float32]
+from edgelm.runtime.metrics import Floats, log_softmax
 
 
 class Mask(Protocol):
@@ -93,12 +92,6 @@ def _penalize(logits: Floats, seen: set[int], penalty: float) -> None:
     ids = ids[ids < len(logits)]
     values = logits[ids]
     logits[ids] = np.where(values > 0, values / penalty, values * penalty)
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Log-probabilities over the last axis, (…, V) -> (…, V)."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def logprobs(logits: Floats, token: int, n: int) -> tuple[TokenLogprob, ...]:

@@ -9,7 +9,7 @@ import pytest
 
 from edgelm.runtime.errors import UsageError
 from edgelm.runtime.generate.options import GenerateOptions
-from edgelm.runtime.generate.sampler import Sampler, log_softmax, logprobs
+from edgelm.runtime.generate.sampler import Sampler, logprobs
 
 V = 24
 
@@ -90,7 +90,6 @@ def test_a_seed_decides_the_draws() -> None:
 def test_logprobs_are_of_the_model_itself() -> None:
     logits = np.random.default_rng(4).normal(0, 2, V).astype(np.float32)
     values = np.log(np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum())
-    np.testing.assert_allclose(log_softmax(logits), values, atol=1e-5)
     own, *best = logprobs(logits, 3, 4)
     assert own.token_id == 3 and own.logprob == pytest.approx(values[3], abs=1e-5)
     assert [t.token_id for t in best] == np.argsort(-logits)[:4].tolist()
