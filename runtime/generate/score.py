@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.engine import Chunk, DecoderOptions, DecoderSession
 from edgelm.runtime.floors import check_engine
+from edgelm.runtime.generate.held import PIECE_TOKENS
 from edgelm.runtime.manifest import Task, TextLimits, Variant
 from edgelm.runtime.metrics import Floats, log_softmax
 from edgelm.runtime.tokenizer import Tokenizer
 
-PIECE_TOKENS = 512  # at once where no logits are wanted
 BLOCK_TOKENS = 64  # of which the logits are in memory at once: 40 MB for 151,936 words
 
 

@@ -12,7 +12,8 @@ from edgelm.runtime.bench import peak_memory_bytes, repeat
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
 from edgelm.runtime.engine import Chunk, DecoderOptions, DecoderSession, Device
 from edgelm.runtime.errors import UsageError
-from edgelm.runtime.generate.score import PIECE_TOKENS, open_decoder, prompt_ids
+from edgelm.runtime.generate.held import PIECE_TOKENS
+from edgelm.runtime.generate.score import open_decoder, prompt_ids
 from edgelm.runtime.load import unavailable
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.select import select_variant

@@ -25,7 +25,7 @@ from edgelm.targets.onnx.engine import CPU, ORT_ERRORS, first_line, model_path, 
 from edgelm.targets.onnx.genai_config import FILE_NAME, LOGITS_FROM, DecoderShape, read_shape
 
 # A prompt is processed in pieces of this many tokens, so that activations stay bounded.
-PIECE_TOKENS = 256
+TOKENS_A_CALL = 256
 # Rows between two that are to be extended run a token that nobody asked for, at most so many: in a
 # batch one costs 0.4 x a pass (SmolLM2-135M int4: 9.8 ms alone, 11.9 two, 16.1 three, 19.7 four).
 MAX_GAP = 2
@@ -194,8 +194,8 @@ class OnnxDecoder:
     ) -> None:
         """One sequence's tokens, in pieces; their logits from `row` on."""
         n = len(chunk.ids)
-        for begin in range(0, n, PIECE_TOKENS):
-            end = min(n, begin + PIECE_TOKENS)
+        for begin in range(0, n, TOKENS_A_CALL):
+            end = min(n, begin + TOKENS_A_CALL)
             wanted = max(0, end - max(begin, n - chunk.n_logits))
             ids = chunk.ids[None, begin:end].astype(np.int64)
             total = lengths[chunk.slot] + end - begin

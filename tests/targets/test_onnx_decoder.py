@@ -137,7 +137,7 @@ def test_logits_equal_the_reference_however_the_tokens_are_split(lowered, family
         found = [session.extend([Chunk(0, part, len(part))]).copy() for part in parts]
         np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3, rtol=1e-4)
         assert session.length(0) == 40
-    monkeypatch.setattr(decoder, "PIECE_TOKENS", 7)
+    monkeypatch.setattr(decoder, "TOKENS_A_CALL", 7)
     for n_logits in (0, 1, 5, 7, 8, 30, 40):
         session.truncate(0, 0)
         found = session.extend([Chunk(0, ids, n_logits)])
