@@ -41,11 +41,6 @@ class ChatData:
     eval: tuple[Conversation, ...]
     report: ChatReport
 
-    @property
-    def has_messages(self) -> bool:
-        """Whether any row needs a chat template."""
-        return any(row.messages for row in (*self.train, *self.eval))
-
     def digest(self) -> str:
         """sha256 of all that decides a training: contents in their order, not where they stood."""
         digest = hashlib.sha256()

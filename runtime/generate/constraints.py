@@ -65,11 +65,6 @@ class Constraint:
         """Whether the answer is finished: nothing but an end token may follow."""
         return self._matcher.is_stopped()
 
-    @property
-    def may_end(self) -> bool:
-        """Whether the answer so far is a whole one; an end token is then allowed."""
-        return self._matcher.is_accepting()
-
     def mask(self, logits: NDArray[np.float32]) -> None:
         """Set what is not allowed to -inf, in place. logits: (V,)."""
         assert logits.shape == (self._n_vocab,) and logits.dtype == np.float32
@@ -95,11 +90,6 @@ class Constraint:
         Forced text is cut as the tokenizer cuts it; `mask` allows no other cutting then."""
         ids = self._matcher.compute_ff_tokens()
         return ids[: next((i for i, one in enumerate(ids) if one >= self._n_vocab), len(ids))]
-
-    def rollback(self, n_tokens: int) -> None:
-        """Take back the last tokens that were accepted."""
-        if not self._matcher.rollback(n_tokens):
-            raise InputError(f"{n_tokens} tokens: {_reason(self._matcher.get_error())}")
 
     def fresh(self) -> Constraint:
         """The same constraint at its beginning, for another answer."""

@@ -15,9 +15,7 @@ from edgelm.runtime.engine import Chunk, DecoderSession
 from edgelm.runtime.generate.answer import Answer, Step
 from edgelm.runtime.generate.held import Held, n_common
 from edgelm.runtime.generate.options import GenerateOptions
-from edgelm.runtime.metrics import Floats
 
-LOGITS_TOKENS = 128  # of a text at once where all logits are wanted: they take memory
 MIN_SHARED_TOKENS = 16  # a common beginning that is worth a copy
 
 
@@ -102,20 +100,6 @@ def greedy(
     answers = [Answer(p, options, end_ids=ends, max_tokens=max_tokens) for p in prompts]
     run_side_by_side(session, answers)
     return [a.ids[a.n_prompt :] for a in answers]
-
-
-def logits_of(session: DecoderSession, ids: Sequence[int]) -> Floats:
-    """Logits (n, V) after each of the n tokens, computed in slot 0, which is emptied."""
-    session.truncate(0, 0)
-    try:
-        parts = [
-            session.extend([Chunk(0, _array(piece), len(piece))]).copy()
-            for start in range(0, len(ids), LOGITS_TOKENS)
-            if (piece := ids[start : start + LOGITS_TOKENS])
-        ]
-    finally:
-        session.truncate(0, 0)
-    return np.concatenate(parts)
 
 
 def _array(ids: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:

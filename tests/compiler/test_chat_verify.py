@@ -33,9 +33,8 @@ from edgelm.compiler.chat.verify import ChatVerify, compare, parity
 from edgelm.compiler.context import Context, Source, VariantState
 from edgelm.compiler.hf import load_model, load_tokenizer
 from edgelm.compiler.passes.verify import require_verified
-from edgelm.runtime.engine import DecoderOptions
+from edgelm.runtime.engine import Chunk, DecoderOptions
 from edgelm.runtime.errors import VerificationError
-from edgelm.runtime.generate.loop import logits_of
 from edgelm.runtime.generate.score import golden_row, logits_after
 from edgelm.runtime.generate.template import ChatTemplate
 from edgelm.runtime.manifest import Task, TextLimits
@@ -357,7 +356,7 @@ def test_logits_in_blocks_are_those_of_all_tokens(
     monkeypatch.setattr(score, "PIECE_TOKENS", 7)
     ids = np.random.default_rng(3).integers(5, model.config.vocab_size, 40).tolist()
     session = HfDecoder(model)
-    expected = logits_of(session, ids)
+    expected = session.extend([Chunk(0, np.asarray(ids, np.int32), len(ids))]).copy()
     for wanted in ([0], [39], list(range(40)), [3, 4, 20, 21, 22, 23, 24, 30], [15, 38]):
         found = {
             wanted[i]: row.copy()

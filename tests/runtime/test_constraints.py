@@ -158,7 +158,6 @@ def test_what_is_allowed_equals_an_oracle_that_tries_each_token(
             before = logits.copy()
             constraint.mask(logits)
             np.testing.assert_array_equal(logits, np.where(allowed, before, -np.inf))
-            assert constraint.may_end == (said in words)
             assert constraint.is_complete == (expected <= {END, OTHER_END})
             token_id = int(rng.choice(sorted(expected)))
             constraint.accept(token_id)
@@ -196,17 +195,6 @@ def test_padding_and_truncation_in_the_file_change_no_forced_token(
     V = tokenizer.get_vocab_size() + N_PADDING
     made = Constraints(tmp_path / "tokenizer.json", [END], V).choices(["maybe yes", "maybe no"])
     assert made.forced() == constraints.choices(["maybe yes", "maybe no"]).forced() != []
-
-
-def test_rollback_takes_tokens_back(constraints: Constraints, tokenizer: Tokenizer) -> None:
-    constraint = constraints.json_schema(SCHEMA)
-    feed(constraint, tokenizer, '{"name": "A')
-    before = constraint.allowed()
-    ids = tokenizer.encode('nn", ', add_special_tokens=False).ids
-    for token_id in ids:
-        constraint.accept(token_id)
-    constraint.rollback(len(ids))
-    np.testing.assert_array_equal(constraint.allowed(), before)
 
 
 def test_white_space_has_an_end(constraints: Constraints, tokenizer: Tokenizer) -> None:

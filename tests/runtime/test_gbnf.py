@@ -14,6 +14,8 @@ from edgelm.runtime.errors import InputError
 from edgelm.runtime.generate.constraints import Constraint, Constraints
 from edgelm.runtime.generate.gbnf import is_gbnf
 
+END = 256
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
@@ -29,16 +31,16 @@ def tokenizer() -> Tokenizer:
 def constraints(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Constraints:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
-    return Constraints(Path(path), [256], 258)
+    return Constraints(Path(path), [END], 258)
 
 
 def takes(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
     try:
         for token_id in tokenizer.encode(text).ids:
             constraint.accept(token_id)
+        return bool(constraint.allowed()[END])
     except InputError:
         return False
-    return constraint.may_end
 
 
 JSON = r"""
@@ -98,7 +100,7 @@ def test_special_tokens_by_name(constraints: Constraints) -> None:
     constraint = constraints.grammar('root ::= "a" <|tool|> "b"')
     for token_id in (constraint.forced()[0], 257):
         constraint.accept(token_id)
-    assert constraint.forced() and not constraint.may_end
+    assert constraint.forced() and not constraint.allowed()[END]
 
 
 BAD = [

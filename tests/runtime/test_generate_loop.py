@@ -11,7 +11,7 @@ from toy_decoder import ToyDecoder, V, next_logits
 from edgelm.runtime.errors import InputError
 from edgelm.runtime.generate.answer import Answer
 from edgelm.runtime.generate.held import Held
-from edgelm.runtime.generate.loop import greedy, logits_of, run_side_by_side, step
+from edgelm.runtime.generate.loop import greedy, run_side_by_side, step
 from edgelm.runtime.generate.options import GenerateOptions
 from edgelm.runtime.generate.speculate import Draft, Guesser, PromptLookup
 
@@ -121,16 +121,6 @@ def test_an_error_leaves_the_slots_empty() -> None:
     with pytest.raises(InputError):
         run_side_by_side(session, [make([1] * 4), make([2] * 30)])
     assert session.slots == [[], []]
-
-
-def test_logits_of_every_position() -> None:
-    ids = list(np.random.default_rng(0).integers(0, V, 300))
-    session = ToyDecoder(context_tokens=512)
-    rows = logits_of(session, ids)
-    assert rows.shape == (300, V)
-    np.testing.assert_array_equal(rows[-1], next_logits(ids))
-    np.testing.assert_array_equal(rows[140], next_logits(ids[:141]))
-    assert session.slots == [[]]
 
 
 def test_long_prompts_are_read_in_pieces() -> None:
