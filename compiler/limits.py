@@ -64,23 +64,25 @@ TOKENS_THREE = _tokens(   0.600, 0.70,   8.00, 1.700, 0.85)
 TOKENS_FEWER = _tokens(   0.450, 1.20,  12.00, 2.500, 0.85)
 # fmt: on
 
-# How a precision's name begins, its limits for labels and vectors, and for tokens.
-_BY_PREFIX: tuple[tuple[tuple[str, ...], Limits, Limits], ...] = (
-    (("fp32", "f32"), EXACT, TOKENS_EXACT),
-    (("fp16", "f16"), HALF, TOKENS_HALF),
-    (("bf16",), HALF, TOKENS_BRAIN),
-    (("int8", "q8"), EIGHT_BITS, TOKENS_EIGHT),
-    (("q6",), EIGHT_BITS, TOKENS_SIX),
-    (("q5",), FIVE_BITS, TOKENS_FIVE),
-    (("int4", "q4", "iq4", "mxfp4", "nvfp4"), FOUR_BITS, TOKENS_FOUR),
-    (("q3", "iq3"), FEWER_BITS, TOKENS_THREE),
-    (("",), FEWER_BITS, TOKENS_FEWER),
+# Every precision of the targets: its limits for labels and vectors, and for tokens.
+_ROWS = (
+    ("fp32 f32", EXACT, TOKENS_EXACT),
+    ("fp16 f16", HALF, TOKENS_HALF),
+    ("bf16", HALF, TOKENS_BRAIN),
+    ("int8 int8-static q8_0", EIGHT_BITS, TOKENS_EIGHT),
+    ("q6_k", EIGHT_BITS, TOKENS_SIX),
+    ("q5_k_m q5_k_s q5_1 q5_0", FIVE_BITS, TOKENS_FIVE),
+    ("int4 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs", FOUR_BITS, TOKENS_FOUR),
+    ("q3_k_l q3_k_m q3_k_s iq3_m iq3_s iq3_xs iq3_xxs", FEWER_BITS, TOKENS_THREE),
+    ("q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs q2_0 tq2_0", FEWER_BITS, TOKENS_FEWER),
+    ("iq1_m iq1_s q1_0 tq1_0", FEWER_BITS, TOKENS_FEWER),
 )
+DEFAULTS = {name: (labels, tokens) for names, labels, tokens in _ROWS for name in names.split()}
 
 
 def limits_for(recipe: Recipe, target: str, precision: str) -> Limits:
-    """The limits that hold for `target:precision`."""
-    labels, tokens = next((a, b) for names, a, b in _BY_PREFIX if precision.startswith(names))
+    """The limits that hold for `target:precision`, which is one of DEFAULTS."""
+    labels, tokens = DEFAULTS[precision]
     own = recipe.verify.limits.get(f"{target}:{precision}")
     stated: dict[str, float] = {}
     for config in (recipe.verify, own):

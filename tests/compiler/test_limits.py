@@ -9,29 +9,23 @@ from itertools import pairwise
 import pytest
 
 from edgelm.compiler.limits import (
+    DEFAULTS,
     EIGHT_BITS,
     EXACT,
     FEWER_BITS,
     FIVE_BITS,
     FOUR_BITS,
     HALF,
-    TOKENS_BRAIN,
     TOKENS_EIGHT,
     TOKENS_EXACT,
     TOKENS_FEWER,
-    TOKENS_FIVE,
-    TOKENS_FOUR,
-    TOKENS_HALF,
-    TOKENS_SIX,
-    TOKENS_THREE,
     Limits,
     failures,
     limits_for,
 )
 from edgelm.compiler.recipe import load_recipe
 from edgelm.runtime.manifest import Parity, Task
-from edgelm.targets.gguf.precisions import PRECISIONS as GGUF
-from edgelm.targets.onnx import DECODER_PRECISIONS
+from edgelm.targets import TARGETS, get_target
 
 TASK = Task("text-classification", ("a", "b"))
 EMBED = Task("feature-extraction", dimensions=4)
@@ -51,13 +45,18 @@ def judge(limits: Limits, parity: Parity, accuracy: float = 0.9) -> tuple[str, .
         ("onnx", "int8", EIGHT_BITS),
         ("onnx", "int8-static", EIGHT_BITS),
         ("gguf", "q8_0", EIGHT_BITS),
-        ("gguf", "q5_k", FIVE_BITS),
+        ("gguf", "q5_k_m", FIVE_BITS),
         ("gguf", "q4_0", FOUR_BITS),
         ("gguf", "q2_k", FEWER_BITS),
     ],
 )
 def test_defaults_by_precision(target: str, precision: str, limits: Limits) -> None:
     assert limits_for(load_recipe(None, {"model": "m"}), target, precision) == limits
+
+
+def test_every_precision_has_limits() -> None:
+    able = [get_target(name).capabilities() for name in TARGETS]
+    assert {precision for one in able for precision in one.precisions} == set(DEFAULTS)
 
 
 def test_a_variants_own_limit_goes_over_that_for_all() -> None:
@@ -155,28 +154,13 @@ def test_a_rank_correlation_has_no_slack() -> None:
 
 
 GENERATE = Task("text-generation")
-GENERATION_DEFAULTS = {
-    TOKENS_EXACT: "fp32 f32",
-    TOKENS_HALF: "fp16 f16",
-    TOKENS_BRAIN: "bf16",
-    TOKENS_EIGHT: "int8 q8_0",
-    TOKENS_SIX: "q6_k",
-    TOKENS_FIVE: "q5_k_m q5_k_s q5_1 q5_0",
-    TOKENS_FOUR: "int4 q4_k_m q4_k_s iq4_nl iq4_xs q4_1 q4_0",
-    TOKENS_THREE: "q3_k_l q3_k_m q3_k_s iq3_m iq3_s iq3_xs iq3_xxs",
-    TOKENS_FEWER: "q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs iq1_m iq1_s tq2_0 tq1_0 q2_0 q1_0",
-}
 
 
-def test_each_precision_of_generation_has_its_limits() -> None:
+def test_limits_of_generation_grow_with_fewer_bits() -> None:
     recipe = load_recipe(None, {"model": "m", "task": "text-generation"})
-    known = {
-        name: limits for limits, names in GENERATION_DEFAULTS.items() for name in names.split()
-    }
-    assert {*GGUF, *DECODER_PRECISIONS} <= set(known)
-    for name, limits in known.items():
-        assert limits_for(recipe, "gguf", name) == limits
-    order = list(GENERATION_DEFAULTS)
+    names = ("fp32", "f16", "bf16", "q8_0", "q6_k", "q5_0", "int4", "q3_k_m", "q2_k")
+    order = [limits_for(recipe, "gguf", name) for name in names]
+    assert order[0] == TOKENS_EXACT and order[-1] == TOKENS_FEWER
     for tighter, looser in pairwise(order):
         assert tighter.min_agreement > looser.min_agreement
         assert tighter.max_kl < looser.max_kl
