@@ -92,8 +92,9 @@ def perplexity(losses: NDArray[np.floating]) -> float:
     return math.inf if mean > 700 else math.exp(mean)  # a float64 ends at 709
 
 
-def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """Index of the first token at which two answers part; None where they are equal."""
+def first_difference(a: Sequence[object], b: Sequence[object]) -> int | None:
+    """Index of the first token at which two answers part, or character of two texts; None where
+    they are equal."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

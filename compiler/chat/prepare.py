@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelm.compiler.chat.adapter import check_adapter
 from edgelm.compiler.chat.data import load_chat_data
-from edgelm.compiler.chat.template import check_template, end_of_turn
+from edgelm.compiler.chat.template import end_of_turn, require_template
 from edgelm.compiler.context import Context, Source
 from edgelm.compiler.hf import load_tokenizer
 from edgelm.compiler.passes import Pass
@@ -35,7 +35,7 @@ class ChatPrepare(Pass):
         context.chat = data = load_chat_data(
             recipe.data, trained=is_trained(recipe), seed=recipe.seed
         )
-        check_template(tokenizer, (*data.train, *data.eval))
+        require_template(tokenizer, (*data.train, *data.eval))
         for note in data.report.notes:
             context.note(note)
         ends = end_ids(source, tokenizer)

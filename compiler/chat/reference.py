@@ -1,7 +1,6 @@
 """reference: what the merged Hugging Face model says of the evaluation data; the oracle.
 
-Also writes the bundle's tokenizer and chat template, and proves that they give the model's own
-prompts and token ids.
+Also writes the bundle's tokenizer and chat template, after parity.py has proved them.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from edgelm.compiler.chat.asking import (
@@ -21,7 +19,6 @@ from edgelm.compiler.chat.asking import (
     ignore,
     score,
 )
-from edgelm.compiler.chat.conversation import Conversation, Message
 from edgelm.compiler.chat.oracle import (
     Answers,
     Scored,
@@ -29,14 +26,14 @@ from edgelm.compiler.chat.oracle import (
     load_oracle,
     write_json,
 )
+from edgelm.compiler.chat.parity import check_prompt_ids, check_template, texts_of
 from edgelm.compiler.chat.prompts import choose_prompts, golden
 from edgelm.compiler.chat.samples import render_all
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import load_model, load_tokenizer, torch_threads, versions
-from edgelm.compiler.nasty import NASTY
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.reference import write_tokenizer
-from edgelm.runtime.errors import DataError, InputError, VerificationError
+from edgelm.runtime.errors import DataError
 from edgelm.runtime.generate.template import ChatTemplate
 from edgelm.runtime.manifest import TEMPLATE_FILE
 from edgelm.runtime.metrics import perplexity
@@ -79,7 +76,7 @@ class ChatReference(Pass):
             (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
             check_template(tokenizer, ChatTemplate(template, task.special_tokens), rows)
         runtime = Tokenizer(folder / "tokenizer", limits, truncates=False)
-        check_prompt_ids(tokenizer, runtime, _texts(tokenizer, rows))
+        check_prompt_ids(tokenizer, runtime, texts_of(tokenizer, rows))
         scored = choose_scored(samples, context.recipe.verify.eval_tokens)
         if not scored:
             raise DataError("the evaluation data holds no token to predict")
@@ -161,73 +158,3 @@ def write_scores(
     kept.flush()
     np.save(folder / "losses.npy", losses)
     np.save(folder / "top.npy", top)
-
-
-def _rendered(tokenizer: Any, row: Conversation, messages: Sequence[Message], *, ask: bool) -> str:
-    """What Hugging Face makes of the messages; `ask` begins the assistant's answer."""
-    tools = list(row.tools) or None
-    return tokenizer.apply_chat_template(
-        list(messages), tools=tools, tokenize=False, add_generation_prompt=ask
-    )
-
-
-def _texts(tokenizer: Any, rows: Sequence[Conversation]) -> list[tuple[str, bool]]:
-    """All texts of the evaluation data and the awkward ones; whether special tokens are added."""
-    found = [(text, special) for text in NASTY for special in (False, True)]
-    for row in rows:
-        if row.messages:
-            found.append((_rendered(tokenizer, row, row.messages, ask=False), False))
-        found += [(text, True) for text in (row.prompt, row.text) if text is not None]
-    return found
-
-
-def check_prompt_ids(tokenizer: Any, runtime: Tokenizer, texts: Sequence[tuple[str, bool]]) -> None:
-    """Raise VerificationError unless the runtime's token ids are the Hugging Face tokenizer's."""
-    for text, special in texts:
-        theirs: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
-        ours = runtime.prompt_ids(text, special=special)
-        if ours != theirs:
-            raise VerificationError(
-                f"token ids of {text[:80]!r} differ: Hugging Face gives {theirs[:16]}, the "
-                f"bundle's tokenizer {ours[:16]}",
-                hint="the model's tokenizer does more than its tokenizer.json says",
-            )
-
-
-def _check_refused(
-    template: ChatTemplate, row: Conversation, messages: Sequence[Message], why: str
-) -> None:
-    """Raise VerificationError unless the runtime refuses what Hugging Face refuses."""
-    try:
-        template.render(messages, tools=row.tools or None)
-    except InputError:
-        return
-    raise VerificationError(
-        f"{row.path}, row {row.row}: Hugging Face's chat template refuses it ({why}), ours does not"
-    )
-
-
-def check_template(tokenizer: Any, template: ChatTemplate, rows: Sequence[Conversation]) -> None:
-    """Raise VerificationError unless the runtime renders each conversation, whole and cut before
-    its last message, as Hugging Face does."""
-    for row in rows:
-        for messages, ask in ((row.messages, False), (row.messages[:-1], True)):
-            if not messages:
-                continue
-            tools = row.tools or None
-            try:
-                theirs = _rendered(tokenizer, row, messages, ask=ask)
-            except TemplateError as err:  # not every template takes every beginning
-                _check_refused(template, row, messages, str(err))
-                continue
-            ours = template.render(messages, add_generation_prompt=ask, tools=tools)
-            if ours != theirs:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-                    min(len(ours), len(theirs)),
-                )
-                raise VerificationError(
-                    f"{row.path}, row {row.row}: the chat template gives "
-                    f"{ours[max(0, at - 20) : at + 20]!r} where Hugging "
-                    f"Face gives {theirs[max(0, at - 20) : at + 20]!r}"
-                )

@@ -15,7 +15,7 @@ FIXED = {"date_string": "26 Jul 2024"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def check_template(tokenizer: Any, rows: Iterable[Conversation]) -> None:
+def require_template(tokenizer: Any, rows: Iterable[Conversation]) -> None:
     """Raises ModelError where rows need a chat template and the model has none."""
     if any(row.messages for row in rows):
         Template(tokenizer)

@@ -11,7 +11,7 @@ from tiny_chat import CHATML, SPECIALS, chat, make_tokenizer
 
 from edgelm.compiler.chat.conversation import Conversation
 from edgelm.compiler.chat.samples import Sample, prompt_of, render, render_all
-from edgelm.compiler.chat.template import check_template, end_of_turn
+from edgelm.compiler.chat.template import end_of_turn, require_template
 from edgelm.runtime.errors import DataError, ModelError
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "shared" / "data" / "llamacpp_templates"
@@ -191,9 +191,9 @@ def test_truncation_is_counted():
 
 def test_models_without_a_template():
     tokenizer = make_tokenizer(None)
-    check_template(tokenizer, [Conversation(HERE, 1, text="a")])
+    require_template(tokenizer, [Conversation(HERE, 1, text="a")])
     with pytest.raises(ModelError, match="no chat template") as caught:
-        check_template(tokenizer, [row(MANY)])
+        require_template(tokenizer, [row(MANY)])
     assert "prompt" in str(caught.value.hint)
     assert end_of_turn(tokenizer) is None
 

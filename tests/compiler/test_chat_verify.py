@@ -27,7 +27,8 @@ from edgelm.compiler.chat.asking import (
 )
 from edgelm.compiler.chat.data import ChatData, ChatReport, Conversation
 from edgelm.compiler.chat.oracle import Oracle, choose_scored
-from edgelm.compiler.chat.reference import ChatReference, check_prompt_ids, check_template
+from edgelm.compiler.chat.parity import check_prompt_ids, check_template
+from edgelm.compiler.chat.reference import ChatReference
 from edgelm.compiler.chat.samples import Sample
 from edgelm.compiler.chat.verify import ChatVerify, compare, parity
 from edgelm.compiler.context import Context, Source, VariantState
