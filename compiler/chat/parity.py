@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
-from edgelm.compiler.chat.conversation import Conversation, Message
+from edgelm.compiler.chat.conversation import Conversation
+from edgelm.compiler.chat.template import Template
 from edgelm.compiler.nasty import NASTY
 from edgelm.runtime.errors import InputError, VerificationError
 from edgelm.runtime.generate.template import ChatTemplate
@@ -20,7 +19,7 @@ def texts_of(tokenizer: Any, rows: Sequence[Conversation]) -> list[tuple[str, bo
     found = [(text, special) for text in NASTY for special in (False, True)]
     for row in rows:
         if row.messages:
-            found.append((_rendered(tokenizer, row, row.messages, ask=False), False))
+            found.append((Template(tokenizer, row).render(row.messages), False))
         found += [(text, True) for text in (row.prompt, row.text) if text is not None]
     return found
 
@@ -40,43 +39,29 @@ def check_prompt_ids(tokenizer: Any, runtime: Tokenizer, texts: Sequence[tuple[s
 
 def check_template(tokenizer: Any, template: ChatTemplate, rows: Sequence[Conversation]) -> None:
     """Raise VerificationError unless the runtime renders each conversation, whole and cut before
-    its last message, as Hugging Face does."""
+    its last message, as Hugging Face does, and refuses what that refuses.
+
+    template: the model's, `on_a_fixed_day`."""
     for row in rows:
+        if not row.messages:
+            continue
+        hugging_face = Template(tokenizer, row)
         for messages, ask in ((row.messages, False), (row.messages[:-1], True)):
             if not messages:
                 continue
-            tools = row.tools or None
+            theirs = hugging_face.try_render(messages, prompt=ask)
             try:
-                theirs = _rendered(tokenizer, row, messages, ask=ask)
-            except TemplateError as err:  # not every template takes every beginning
-                _check_refused(template, row, messages, ask=ask, why=str(err))
-                continue
-            ours = template.render(messages, add_generation_prompt=ask, tools=tools)
-            at = first_difference(ours, theirs)
-            if at is not None:
-                near = slice(max(0, at - 20), at + 20)
-                raise VerificationError(
-                    f"{row.path}, row {row.row}: the chat template gives {ours[near]!r} where "
-                    f"Hugging Face gives {theirs[near]!r}"
-                )
+                ours = template.render(messages, add_generation_prompt=ask, tools=row.tools or None)
+            except InputError:
+                ours = None
+            if ours != theirs:
+                raise VerificationError(f"{row.path}, row {row.row}: {_difference(ours, theirs)}")
 
 
-def _check_refused(
-    template: ChatTemplate, row: Conversation, messages: Sequence[Message], *, ask: bool, why: str
-) -> None:
-    """Raise VerificationError unless the runtime refuses what Hugging Face refuses."""
-    try:
-        template.render(messages, add_generation_prompt=ask, tools=row.tools or None)
-    except InputError:
-        return
-    raise VerificationError(
-        f"{row.path}, row {row.row}: Hugging Face's chat template refuses it ({why}), ours does not"
-    )
-
-
-def _rendered(tokenizer: Any, row: Conversation, messages: Sequence[Message], *, ask: bool) -> str:
-    """What Hugging Face makes of the messages; `ask` begins the assistant's answer."""
-    tools = list(row.tools) or None
-    return tokenizer.apply_chat_template(
-        list(messages), tools=tools, tokenize=False, add_generation_prompt=ask
-    )
+def _difference(ours: str | None, theirs: str | None) -> str:
+    if ours is None or theirs is None:
+        who = ("ours", "Hugging Face's") if ours is None else ("Hugging Face's", "ours")
+        return f"{who[0]} chat template refuses it, {who[1]} does not"
+    at = first_difference(ours, theirs) or 0
+    near = slice(max(0, at - 20), at + 20)
+    return f"the chat template gives {ours[near]!r} where Hugging Face gives {theirs[near]!r}"

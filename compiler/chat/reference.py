@@ -29,6 +29,7 @@ from edgelm.compiler.chat.oracle import (
 from edgelm.compiler.chat.parity import check_prompt_ids, check_template, texts_of
 from edgelm.compiler.chat.prompts import choose_prompts, golden
 from edgelm.compiler.chat.samples import render_all
+from edgelm.compiler.chat.template import on_a_fixed_day
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import load_model, load_tokenizer, torch_threads, versions
 from edgelm.compiler.passes import Pass
@@ -74,7 +75,8 @@ class ChatReference(Pass):
         if task.chat:
             template = tokenizer.get_chat_template()
             (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-            check_template(tokenizer, ChatTemplate(template, task.special_tokens), rows)
+            fixed = ChatTemplate(on_a_fixed_day(template), task.special_tokens)
+            check_template(tokenizer, fixed, rows)
         runtime = Tokenizer(folder / "tokenizer", limits, truncates=False)
         check_prompt_ids(tokenizer, runtime, texts_of(tokenizer, rows))
         scored = choose_scored(samples, context.recipe.verify.eval_tokens)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from edgelm.compiler.chat.conversation import Conversation, Message
 from edgelm.runtime.errors import DataError, ModelError
 
 MARK = "\u2039edgelm\u203a"  # put in place of a content to see where the template writes it
-# what Llama's templates fall back on; today's date would make samples that differ by the day
-FIXED = {"date_string": "26 Jul 2024"}
+# The date that Llama's templates fall back on.
+_TODAY = datetime(2024, 7, 26)
+_DATE_CODES = [f"%{code}" for code in (*"aAbBdHIjmMpSUwWyY", "-d", "-m", "-H", "-I")]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def on_a_fixed_day(source: str) -> str:
+    """The template with a `strftime_now` of its own, where it calls that: samples, golden texts and
+    the checks of prompts must not differ by the day of the compile."""
+    if "strftime_now" not in source:
+        return source
+    told = "".join(f" | replace('{code}', '{_TODAY.strftime(code)}')" for code in _DATE_CODES)
+    # the new line is the block's, and the template still begins a line
+    return f"{{% macro strftime_now(format) %}}{{{{ format{told} }}}}{{% endmacro %}}\n{source}"
 
 
 def require_template(tokenizer: Any, rows: Iterable[Conversation]) -> None:
@@ -45,7 +57,7 @@ class Template:
                 hint="take an instruction-tuned model, or give data with the columns prompt and "
                 "completion, or text",
             )
-        self.source: str = tokenizer.get_chat_template(None, self.tools)
+        self.source = on_a_fixed_day(tokenizer.get_chat_template(None, self.tools))
         self.special_ids = special_ids(tokenizer)
         self.end_id = _end_id(self)
         self.has_marks = _GENERATION.search(self.source) is not None
@@ -70,8 +82,8 @@ class Template:
         """Ids and the mask of the template's own marks."""
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), tools=self.tools, return_dict=True,
-                return_assistant_tokens_mask=True, **FIXED,
+                list(messages), tools=self.tools, chat_template=self.source, return_dict=True,
+                return_assistant_tokens_mask=True,
             )  # fmt: skip
         except _errors() as err:
             raise self.fault(f"refuses this conversation: {err}") from err
@@ -88,8 +100,9 @@ class Template:
 
     def _render(self, messages: Sequence[Message], prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(
-            list(messages), tools=self.tools, tokenize=False, add_generation_prompt=prompt, **FIXED
-        )
+            list(messages), tools=self.tools, chat_template=self.source, tokenize=False,
+            add_generation_prompt=prompt,
+        )  # fmt: skip
 
 
 def _errors() -> tuple[type[Exception], ...]:

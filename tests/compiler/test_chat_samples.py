@@ -10,9 +10,11 @@ import pytest
 from tiny_chat import CHATML, SPECIALS, chat, make_tokenizer
 
 from edgelm.compiler.chat.conversation import Conversation
+from edgelm.compiler.chat.parity import check_template
 from edgelm.compiler.chat.samples import Sample, prompt_of, render, render_all
-from edgelm.compiler.chat.template import end_of_turn, require_template
+from edgelm.compiler.chat.template import end_of_turn, on_a_fixed_day, require_template
 from edgelm.runtime.errors import DataError, ModelError
+from edgelm.runtime.generate.template import ChatTemplate
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "shared" / "data" / "llamacpp_templates"
 HERE = Path("rows.jsonl")
@@ -205,6 +207,18 @@ def test_what_the_template_refuses_names_the_row():
     scrambled = "{% for m in messages | reverse %}{{ m['content'] * 2 }}{% endfor %}"
     with pytest.raises(DataError, match=r"row 3: the model's chat template does not show where"):
         render(row(MANY), make_tokenizer(scrambled), 500)
+
+
+@pytest.mark.parametrize("begin", ["", "\n", "  "])
+def test_no_day_makes_other_samples(begin: str) -> None:
+    source = begin + "{% if true %}{{ strftime_now('%d %B %Y %H:%M') }}{% endif %}" + CHATML
+    tokenizer = make_tokenizer(source)
+    told = f"{begin.strip(' ')}26 July 2024 00:00"
+    sample = render(row(MANY), tokenizer, 500)
+    assert tokenizer.decode(sample.ids).startswith(f"{told}<|im_start|>")
+    assert tokenizer.decode(prompt_of(row(MANY), tokenizer)).startswith(told)
+    check_template(tokenizer, ChatTemplate(on_a_fixed_day(source), {}), [row(MANY)])
+    assert on_a_fixed_day(CHATML) == CHATML
 
 
 NEEDS_MORE = ("fireworks",)  # is no template for messages alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_the_text_is_hugging_faces(prompts: bool) -> None:
     wanted = by_hugging_face(CHATML, TALK, add_generation_prompt=prompts, **SPECIAL)
     assert found == wanted
     assert found.startswith("<|im_start|>system\nBe brief.")
+
+
+def test_templates_are_told_the_date() -> None:
+    form = "%d %b %Y, %H:%M"
+    before = datetime.now().replace(second=0, microsecond=0)
+    text = ChatTemplate(f"{{{{ strftime_now('{form}') }}}}", {}).render(TALK)
+    assert before <= datetime.strptime(text, form) <= datetime.now()
 
 
 @pytest.mark.slow
