@@ -10,18 +10,14 @@ Run it with the project's environment, from anywhere:
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _lib import machine, quality, speed, startup, training
+from _lib import machine, program, quality, speed, startup, training
 from _lib.compiled import NAME, Compiled, drop_lowered, is_current
 from _lib.data import Data, find_data, read_rows, write_subset
-from _lib.results import write_section
 from _lib.rounds import need_peers
 
-PARTS = ("quality", "speed", "startup", "training")
 TITLES = {
     "quality": "banking77: quality and compile time",
     "speed": "banking77: texts per second",
@@ -80,9 +76,17 @@ class Run:
 
 
 def main() -> None:
-    arguments = _arguments()
-    parts = [part for part in PARTS if part in (arguments.parts or PARTS)]
-    if {"speed", "startup"} & set(parts):
+    parser = program.parser(__doc__, tuple(TITLES))
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of train.csv and test.csv")
+    add("--scan-texts", type=int, default=1024, help="texts to find the best batch size with")
+    add("--train-texts", type=int, default=2000, help="of training")
+    add("--train-rounds", type=int, default=3, help="of training")
+    arguments = program.parse(parser, tuple(TITLES))
+    if arguments.quick:
+        arguments.rounds, arguments.runs, arguments.train_rounds = 2, 2, 1
+        arguments.train_texts, arguments.scan_texts = 256, 32
+    if {"speed", "startup"} & set(arguments.parts):
         need_peers()
     data = find_data(arguments.data)
     state = machine.ROOT / ".state" / "benchmarks" / ("quick" if arguments.quick else "banking77")
@@ -91,43 +95,7 @@ def main() -> None:
             write_subset(data.train, state / "train.csv", QUICK_TRAIN),
             write_subset(data.test, state / "test.csv", QUICK_TEST),
         )
-    run = Run(state, data, arguments)
-    for part in parts:
-        load = machine.warn_if_busy()
-        work: Callable[[], tuple[str, list[str]]] = getattr(run, part)
-        text, peers = work()
-        body = f"## {TITLES[part]}\n\n{machine.describe(PACKAGES, peers, load)}\n\n{text}"
-        print(f"\n{body}\n", flush=True)
-        if arguments.quick:
-            sys.stderr.write("quick: RESULTS.md is left as it is\n")
-        elif not arguments.no_write:
-            write_section(f"banking77 {part}", body)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when left out")
-    add("--data", type=Path, help="folder of train.csv and test.csv")
-    add("--rounds", type=int, default=7, help="of speed")
-    add("--threads", type=int, default=2, help="of speed")
-    add("--scan-texts", type=int, default=1024, help="texts to find the best batch size with")
-    add("--runs", type=int, default=10, help="of startup")
-    add("--train-texts", type=int, default=2000, help="of training")
-    add("--train-rounds", type=int, default=3, help="of training")
-    add("--reuse", action="store_true", help="quality: keep finished stages of an earlier run")
-    add("--no-write", action="store_true", help="leave RESULTS.md as it is")
-    add("--quick", action="store_true", help="tiny subsets, to see that it runs; writes nothing")
-    arguments = parser.parse_args()
-    unknown = sorted(set(arguments.parts) - set(PARTS))
-    if unknown:  # argparse's own choices would refuse to be left out
-        parser.error(f"unknown part {unknown[0]!r}, known are {', '.join(PARTS)}")
-    if arguments.quick:
-        arguments.rounds, arguments.runs, arguments.train_rounds = 2, 2, 1
-        arguments.train_texts, arguments.scan_texts = 256, 32
-    return arguments
+    program.run("banking77", arguments, TITLES, PACKAGES, Run(state, data, arguments))
 
 
 if __name__ == "__main__":

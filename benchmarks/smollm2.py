@@ -10,14 +10,11 @@ Run it with the project's environment, from anywhere:
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _lib import machine
+from _lib import machine, program
 from _lib.compiled import Compiled
-from _lib.results import write_section
 from _lib.smollm2 import batch, conversion, decode, finetune, peers, speculate, startup, turns
 from _lib.smollm2.bundle import NAME, compile_plain
 
@@ -84,44 +81,16 @@ class Run:
 
 
 def main() -> None:
-    arguments = _arguments()
-    parts = [part for part in TITLES if part in (arguments.parts or TITLES)]
-    if set(NEED_LLAMA_CPP) & set(parts):
+    parser = program.parser(__doc__, tuple(TITLES))
+    parser.add_argument("--data", type=Path, help="finetune: folder of train_small.jsonl")
+    arguments = program.parse(parser, tuple(TITLES))
+    if arguments.quick:
+        arguments.rounds, arguments.runs = 1, 1
+    if set(NEED_LLAMA_CPP) & set(arguments.parts):
         peers.need_llama_cpp()
     name = "smollm2-quick" if arguments.quick else "smollm2"
     run = Run(machine.ROOT / ".state" / "benchmarks" / name, arguments)
-    for part in parts:
-        load = machine.warn_if_busy()
-        work: Callable[[], tuple[str, list[str]]] = getattr(run, part)
-        text, said = work()
-        body = f"## {TITLES[part]}\n\n{machine.describe(PACKAGES, said, load)}\n\n{text}"
-        print(f"\n{body}\n", flush=True)
-        if arguments.quick:
-            sys.stderr.write("quick: RESULTS.md is left as it is\n")
-        elif not arguments.no_write:
-            write_section(f"smollm2 {part}", body)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("parts", nargs="*", metavar="PART", help=f"of {', '.join(TITLES)}; all when left out")
-    add("--data", type=Path, help="finetune: folder of train_small.jsonl")
-    add("--rounds", type=int, default=7, help="of everything that is measured in turns")
-    add("--threads", type=int, default=2, help="of the engines")
-    add("--runs", type=int, default=10, help="of startup")
-    add("--reuse", action="store_true", help="finetune: keep finished stages of an earlier run")
-    add("--no-write", action="store_true", help="leave RESULTS.md as it is")
-    add("--quick", action="store_true", help="few rounds, to see that it runs; writes nothing")
-    arguments = parser.parse_args()
-    unknown = sorted(set(arguments.parts) - set(TITLES))
-    if unknown:  # argparse's own choices would refuse to be left out
-        parser.error(f"unknown part {unknown[0]!r}, known are {', '.join(TITLES)}")
-    if arguments.quick:
-        arguments.rounds, arguments.runs = 1, 1
-    return arguments
+    program.run("smollm2", arguments, TITLES, PACKAGES, run)
 
 
 if __name__ == "__main__":

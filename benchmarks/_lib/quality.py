@@ -8,7 +8,7 @@ from pathlib import Path
 
 from _lib.compiled import MODEL, NAME, TARGETS, Compiled, compile_bundle
 from _lib.data import Data
-from _lib.results import Goal, goals_table, table
+from _lib.results import Goal, report
 from edgelm.compiler.limits import failures, limits_for
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import Manifest, Variant
@@ -37,25 +37,20 @@ def section(compiled: Compiled) -> str:
         if compiled.resumed
         else "the whole command"
     )
-    return "\n".join(
-        [
-            f"`edgelm compile {MODEL} --train train.csv --eval test.csv --early-stop 0`, "
-            f"{len(TARGETS)} targets; evaluated on the {n:,} test texts that are not in the "
-            f"training data. No choice is made on them: the last epoch is taken.",
-            "",
-            f"- training: {history.get('method')}, {history.get('precision')}, "
-            f"{len(epochs)} epochs, {history.get('trained_parameters', 0):,} trained parameters, "
-            f"{training:.0f} s; loss by epoch {losses}",
-            f"- {whole}: {compiled.wall_s:.0f} s; by pass: {_by_pass(compiled.stages)}",
-            "- MB: 10^6 bytes of the variant's files, tokenizer "
-            f"({_tokenizer_bytes(manifest) / 1e6:.2f} MB, shared by all) left out",
-            "- default limits: whether `edgelm compile` packs the variant with no limit changed",
-            "",
-            table(head, rows),
-            "",
-            goals_table(_goals(manifest, compiled)),
-        ]
-    )
+    said = [
+        f"`edgelm compile {MODEL} --train train.csv --eval test.csv --early-stop 0`, "
+        f"{len(TARGETS)} targets; evaluated on the {n:,} test texts that are not in the "
+        f"training data. No choice is made on them: the last epoch is taken.",
+        "",
+        f"- training: {history.get('method')}, {history.get('precision')}, "
+        f"{len(epochs)} epochs, {history.get('trained_parameters', 0):,} trained parameters, "
+        f"{training:.0f} s; loss by epoch {losses}",
+        f"- {whole}: {compiled.wall_s:.0f} s; by pass: {_by_pass(compiled.stages)}",
+        "- MB: 10^6 bytes of the variant's files, tokenizer "
+        f"({_tokenizer_bytes(manifest) / 1e6:.2f} MB, shared by all) left out",
+        "- default limits: whether `edgelm compile` packs the variant with no limit changed",
+    ]
+    return report(said, head, rows, _goals(manifest, compiled))
 
 
 def _row(variant: Variant, manifest: Manifest) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from _lib.rounds import Spread
+
 RESULTS = Path(__file__).resolve().parents[1] / "RESULTS.md"
 
 
@@ -41,6 +43,25 @@ def goals_table(goals: Sequence[Goal]) -> str:
     """Goals beside what was found."""
     rows = [[g.what, g.limit, g.found, "yes" if g.met else "NO"] for g in goals]
     return table(["goal", "limit", "found", "met"], rows)
+
+
+def report(
+    said: Sequence[str], head: Sequence[str], rows: Sequence[Sequence[str]], goals: Sequence[Goal]
+) -> str:
+    """The text of a section: lines on what was measured, the figures, the goals."""
+    return "\n".join([*said, "", table(head, rows), "", goals_table(goals)])
+
+
+def at_least(what: str, limit: float, found: Spread, unit: str, digits: int = 2) -> Goal:
+    """A goal that the median meets."""
+    shown = f"{found.show(digits)} {unit}"
+    return Goal(what, f">= {limit:g} {unit}", shown, found.median >= limit)
+
+
+def at_most(what: str, limit: float, found: Spread, unit: str, digits: int = 2) -> Goal:
+    """A goal that the median meets."""
+    shown = f"{found.show(digits)} {unit}"
+    return Goal(what, f"<= {limit:g} {unit}", shown, found.median <= limit)
 
 
 def write_section(name: str, body: str, path: Path = RESULTS) -> None:

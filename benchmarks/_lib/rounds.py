@@ -28,6 +28,8 @@ QUIET = {
     "PYTHONWARNINGS": "ignore",
 }
 
+Told = dict[str, Any]  # one answer of a worker
+
 
 def need_peers() -> None:
     """End the run unless the peers are set up."""
@@ -70,14 +72,14 @@ class Worker:
         )
         self.ready = self._answer()
 
-    def ask(self, **question: Any) -> dict[str, Any]:
+    def ask(self, **question: Any) -> Told:
         """Let it do its work once."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Told:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line:
@@ -133,7 +135,7 @@ class Timed(Protocol):
     @property
     def name(self) -> str: ...
 
-    def ask(self) -> dict[str, Any]: ...
+    def ask(self) -> Told: ...
 
 
 def run_rounds(workers: Sequence[Timed], rounds: int) -> dict[str, list[float]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from _lib.compiled import Compiled, prepare_peers
 from _lib.data import Row
-from _lib.results import Goal, goals_table, table
-from _lib.rounds import PEER_PYTHON, Spread, Worker, need_peers, ratios, run_rounds
+from _lib.results import Goal, at_least, at_most, report
+from _lib.rounds import PEER_PYTHON, Spread, Told, Worker, need_peers, ratios, run_rounds
 
 BATCH_SIZES = (1, 8, 16, 32, 64)
 EDGELM, ENGINE, GGUF = "edgelm onnx-int8", "edgelm onnx-int8, bare engine", "edgelm gguf-q8_0"
@@ -33,7 +33,7 @@ class Contender:
     worker: Worker
     question: dict[str, Any]
 
-    def ask(self) -> dict[str, Any]:
+    def ask(self) -> Told:
         return self.worker.ask(**self.question)
 
 
@@ -154,25 +154,16 @@ def _render(
     for name, times in scans.items():
         listed = ", ".join(f"{size} at a time {n_scan / s:,.0f}" for size, s in times.items())
         lines.append(f"  - {name}: {listed}")
-    lines += [
-        "",
-        table(head, rows),
-        "",
-        goals_table(_goals(seconds)),
-    ]
-    return "\n".join(lines)
+    return report(lines, head, rows, _goals(seconds))
 
 
 def _goals(seconds: dict[str, list[float]]) -> list[Goal]:
     ours = seconds[EDGELM]
-    goals: list[Goal] = []
-    for name, least in ((OPTIMUM, 2.0), (PLAIN, 1.0), (PLAIN_OPTIMUM, 1.0)):
-        gain = ratios(seconds[name], ours)
-        goals.append(
-            Goal(f"faster than {name}", f">= {least} x", gain.show(), gain.median >= least)
-        )
     loss = Spread.of([100 * (1 - b / a) for a, b in zip(ours, seconds[ENGINE], strict=True)])
-    goals.append(
-        Goal("loss against the bare engine", "<= 5 %", f"{loss.show(1)} %", loss.median <= 5)
-    )
-    return goals
+    return [
+        *(
+            at_least(f"faster than {name}", least, ratios(seconds[name], ours), "x")
+            for name, least in ((OPTIMUM, 2.0), (PLAIN, 1.0), (PLAIN_OPTIMUM, 1.0))
+        ),
+        at_most("loss against the bare engine", 5, loss, "%", 1),
+    ]

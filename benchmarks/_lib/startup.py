@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _lib.compiled import Compiled, prepare_peers
-from _lib.results import Goal, goals_table, table
+from _lib.results import Goal, at_most, report
 from _lib.rounds import PEER_PYTHON, Spread, environment, need_peers
 
 TEXT = "I lost my card yesterday, what shall I do?"
 MAX_S, MAX_MB = 0.5, 150
+MEANT = (
+    "Peak MB: VmHWM in 10^6 bytes, mapped files included. Imports: whether torch or transformers "
+    "were loaded."
+)
 
 EDGELM = """
 import edgelm
@@ -84,8 +88,12 @@ class Start:
 
 
 def section(state: Path, compiled: Compiled, *, runs: int) -> str:
+    """From Python's start to the first prediction."""
+    return _render(start_in_turns(_programs(state, compiled), runs), runs)
+
+
+def start_in_turns(programs: Sequence[Program], runs: int) -> dict[str, list[Start]]:
     """Start each program `runs` times, in turns, after one start that is not counted."""
-    programs = _programs(state, compiled)
     found: dict[str, list[Start]] = {program.name: [] for program in programs}
     for i in range(runs + 1):
         for program in programs:
@@ -93,7 +101,7 @@ def section(state: Path, compiled: Compiled, *, runs: int) -> str:
             if i > 0:
                 found[program.name].append(start)
         sys.stderr.write(f"starts {i}/{runs}\n" if i else "warm-up done\n")
-    return _render(found, runs)
+    return found
 
 
 def run(program: Program) -> Start:
@@ -123,18 +131,17 @@ def run(program: Program) -> Start:
     return Start(answer_s, wall_s, None if peak is None else peak * 1024 / 1e6, heavy, answer)
 
 
+def edgelm(compiled: Compiled, variant: str, code: str, text: str) -> Program:
+    """Of a variant, whose code is written into the template `code`."""
+    written = code.format(bundle=str(compiled.bundle), variant=variant, text=text)
+    return Program(f"edgelm {variant}", sys.executable, written)
+
+
 def _programs(state: Path, compiled: Compiled) -> list[Program]:
     need_peers()
     peers = prepare_peers(state, compiled)
-    bundle, merged = str(compiled.bundle), str(compiled.merged)
-    programs = [
-        Program(
-            f"edgelm {variant}",
-            sys.executable,
-            EDGELM.format(bundle=bundle, variant=variant, text=TEXT),
-        )
-        for variant in ("onnx-int8", "gguf-q8_0")
-    ]
+    merged = str(compiled.merged)
+    programs = [edgelm(compiled, name, EDGELM, TEXT) for name in ("onnx-int8", "gguf-q8_0")]
     plain = PLAIN.format(
         model=str(peers.plain_int8), tokenizer=merged, config=f"{merged}/config.json", text=TEXT
     )
@@ -159,29 +166,42 @@ def _render(found: dict[str, list[Start]], runs: int) -> str:
             name,
             Spread.of([s.answer_s for s in starts]).show(),
             Spread.of([s.wall_s for s in starts]).show(),
-            _peak(starts),
-            ", ".join(starts[0].heavy) or "neither",
+            show_peak(starts),
+            show_heavy(starts),
             starts[0].answer,
         ]
         for name, starts in found.items()
     ]
     head = ["program", "s to the answer", "s to its end", "peak MB", "imports", "answer"]
-    return "\n".join(
-        [
-            f"A new `python -c` that loads the model and answers {TEXT!r}, {runs} starts in turns "
-            "after one that is not counted (so files are in the page cache): median (min-max). "
-            "Peak MB: VmHWM in 10^6 bytes. Imports: whether torch or transformers were loaded.",
-            "",
-            table(head, rows),
-            "",
-            goals_table(_goals(found)),
-        ]
+    said = (
+        f"A new `python -c` that loads the model and answers {TEXT!r}, {runs} starts in turns "
+        f"after one that is not counted (so files are in the page cache): median (min-max). {MEANT}"
     )
+    return report([said], head, rows, _goals(found))
 
 
-def _peak(starts: Sequence[Start]) -> str:
+def peak(starts: Sequence[Start]) -> Spread | None:
+    """MB, where the system tells."""
     peaks = [s.peak_mb for s in starts if s.peak_mb is not None]
-    return Spread.of(peaks).show(0) if peaks else "-"
+    return Spread.of(peaks) if peaks else None
+
+
+def show_peak(starts: Sequence[Start]) -> str:
+    """A cell of the table."""
+    found = peak(starts)
+    return "-" if found is None else found.show(0)
+
+
+def show_heavy(starts: Sequence[Start]) -> str:
+    """A cell of the table."""
+    return ", ".join(starts[0].heavy) or "neither"
+
+
+def not_imported(name: str, starts: Sequence[Start]) -> Goal:
+    """That torch and transformers are not."""
+    heavy = sorted({module for s in starts for module in s.heavy})
+    found = ", ".join(heavy) or "not imported"
+    return Goal(f"{name}: torch, transformers", "not imported", found, not heavy)
 
 
 def _goals(found: dict[str, list[Start]]) -> list[Goal]:
@@ -190,22 +210,9 @@ def _goals(found: dict[str, list[Start]]) -> list[Goal]:
         if not name.startswith("edgelm"):
             continue
         wall = Spread.of([s.wall_s for s in starts])
-        goals.append(
-            Goal(
-                f"{name}: whole process", f"<= {MAX_S} s", f"{wall.show()} s", wall.median <= MAX_S
-            )
-        )
-        peaks = [s.peak_mb for s in starts if s.peak_mb is not None]
-        if peaks:
-            ok = Spread.of(peaks).median <= MAX_MB
-            goals.append(Goal(f"{name}: peak memory", f"<= {MAX_MB} MB", f"{_peak(starts)} MB", ok))
-        heavy = sorted({module for s in starts for module in s.heavy})
-        goals.append(
-            Goal(
-                f"{name}: torch, transformers",
-                "not imported",
-                ", ".join(heavy) or "not imported",
-                not heavy,
-            )
-        )
+        goals.append(at_most(f"{name}: whole process", MAX_S, wall, "s"))
+        memory = peak(starts)
+        if memory is not None:
+            goals.append(at_most(f"{name}: peak memory", MAX_MB, memory, "MB", 0))
+        goals.append(not_imported(name, starts))
     return goals

@@ -11,7 +11,7 @@ from typing import Any
 from _lib.compiled import MODEL
 from _lib.data import Data, read_rows, write_subset
 from _lib.machine import n_cores
-from _lib.results import Goal, goals_table, table
+from _lib.results import at_most, report
 from _lib.rounds import Spread, Worker, ratios
 from edgelm.compiler.passes.intake import find_model
 from edgelm.compiler.recipe import Recipe
@@ -105,24 +105,18 @@ def _render(answers: dict[str, list[dict[str, Any]]], options: dict[str, Any], r
         )
     head = ["program", "precision", "s an epoch", "share of plain", "trained parameters", "loss"]
     gain = ratios(seconds[EDGELM], plain)
-    what = "edgelm's seconds, as a share of plain's"
-    goal = Goal(what, f"<= {MAX_RATIO} x", f"{gain.show()} x", gain.median <= MAX_RATIO)
-    return "\n".join(
-        [
-            f"One epoch of LoRA (rank {options['rank']}, every linear layer of the encoder, pooler "
-            f"and head in full) on {answers[PLAIN][-1]['n_texts']:,} training texts, batch "
-            f"{options['batch_size']}, {options['threads']} threads, {rounds} rounds in turns, "
-            "each program in a process of its own, warmed up on a few steps; from the tokenizing "
-            "of the texts to the last step.",
-            "",
-            "- edgelm: its finetune pass with an empty cache, seconds from its history.json "
-            "(batches grouped by length; bf16 where the processor has it; the checkpoint of the "
-            "epoch is in the time)",
-            "- plain: fp32, random order, each batch padded to its longest text "
-            "(DataCollatorWithPadding), no checkpoint",
-            "",
-            table(head, rows),
-            "",
-            goals_table([goal]),
-        ]
-    )
+    goal = at_most("edgelm's seconds, as a share of plain's", MAX_RATIO, gain, "x")
+    said = [
+        f"One epoch of LoRA (rank {options['rank']}, every linear layer of the encoder, pooler "
+        f"and head in full) on {answers[PLAIN][-1]['n_texts']:,} training texts, batch "
+        f"{options['batch_size']}, {options['threads']} threads, {rounds} rounds in turns, "
+        "each program in a process of its own, warmed up on a few steps; from the tokenizing "
+        "of the texts to the last step.",
+        "",
+        "- edgelm: its finetune pass with an empty cache, seconds from its history.json "
+        "(batches grouped by length; bf16 where the processor has it; the checkpoint of the "
+        "epoch is in the time)",
+        "- plain: fp32, random order, each batch padded to its longest text "
+        "(DataCollatorWithPadding), no checkpoint",
+    ]
+    return report(said, head, rows, [goal])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
 from _lib.compiled import Compiled
-from _lib.results import Goal, goals_table, table
-from _lib.rounds import Spread, Worker, ratios
-from _lib.smollm2.bundle import GGUF, chat_worker
+from _lib.results import Goal, at_least, report
+from _lib.rounds import Spread, Told, Worker, ratios
+from _lib.smollm2.bundle import GGUF_VARIANTS, in_rounds
 
 MIN_GAIN = 2.0
 N_ANSWER = 96
@@ -28,47 +25,27 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
     """Both ways in turns, in one process."""
     rows: list[list[str]] = []
     goals: list[Goal] = []
-    for precision in GGUF:
-        variant = f"gguf-{precision}"
-        with chat_worker(compiled, variant, threads) as worker:
-            found = [_round(worker, i, rounds) for i in range(rounds)]
+    for variant in GGUF_VARIANTS:
+        found = in_rounds(compiled, variant, threads, rounds, _round, _say)
         alone, side = [a["rate"] for a, _ in found], [b["rate"] for _, b in found]
         gain = ratios(side, alone)
         one, other = found[-1]
         same = sum(a == b for a, b in zip(one["texts"], other["texts"], strict=True))
-        rows.append(
-            [
-                variant,
-                Spread.of(alone).show(0),
-                Spread.of(side).show(0),
-                gain.show(),
-                f"{same} of {len(PROMPTS)}",
-            ]
-        )
-        goals.append(
-            Goal(
-                f"{variant}: list of {len(PROMPTS)} prompts",
-                f">= {MIN_GAIN} x",
-                f"{gain.show()} x",
-                gain.median >= MIN_GAIN,
-            )
-        )
-    head = ["variant", "one after another, tokens/s", "as a list, tokens/s", "x", "equal answers"]
-    return "\n".join(
-        [
-            f"{len(PROMPTS)} prompts of about 30 tokens, up to {N_ANSWER} answer tokens each, "
-            f"greedy, {threads} threads, {rounds} rounds in turns; answer tokens by the seconds "
-            "of the whole call, prompts included.",
-            "",
-            table(head, rows),
-            "",
-            goals_table(goals),
-        ]
+        speeds = [Spread.of(alone).show(0), Spread.of(side).show(0)]
+        rows.append([variant, *speeds, gain.show(), f"{same} of {len(PROMPTS)}"])
+        goals.append(at_least(f"{variant}: list of {len(PROMPTS)} prompts", MIN_GAIN, gain, "x"))
+    said = (
+        f"{len(PROMPTS)} prompts of about 30 tokens, up to {N_ANSWER} answer tokens each, "
+        f"greedy, {threads} threads, {rounds} rounds in turns; answer tokens by the seconds "
+        "of the whole call, prompts included."
     )
+    head = ["variant", "one after another, tokens/s", "as a list, tokens/s", "x", "equal answers"]
+    return report([said], head, rows, goals)
 
 
-def _round(worker: Worker, i: int, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    alone: dict[str, Any] = {"texts": []}
+def _round(worker: Worker) -> tuple[Told, Told]:
+    """One after another, and as a list."""
+    alone: Told = {"texts": []}
     seconds = n_tokens = 0.0
     for prompt in PROMPTS:
         told = worker.ask(prompt=prompt, max_tokens=N_ANSWER)
@@ -78,8 +55,9 @@ def _round(worker: Worker, i: int, rounds: int) -> tuple[dict[str, Any], dict[st
     alone["rate"] = n_tokens / seconds
     side = worker.ask(prompts=PROMPTS, max_tokens=N_ANSWER)
     side["rate"] = side["answer_tokens"] / side["seconds"]
-    sys.stderr.write(
-        f"{worker.name} round {i + 1}/{rounds}: tokens/s {alone['rate']:.0f} one after another, "
-        f"{side['rate']:.0f} as a list\n"
-    )
     return alone, side
+
+
+def _say(found: tuple[Told, Told]) -> str:
+    alone, side = found
+    return f"tokens/s {alone['rate']:.0f} one after another, {side['rate']:.0f} as a list"

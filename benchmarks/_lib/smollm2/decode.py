@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from typing import Any
 
 from _lib.compiled import Compiled
-from _lib.results import Goal, goals_table, table
-from _lib.rounds import Spread, Worker, ratios
+from _lib.results import Goal, at_least, report
+from _lib.rounds import Spread, Told, Worker, ratios
 from _lib.smollm2.bundle import GGUF, chat_worker, file_of, has_variant
 from _lib.smollm2.peers import llama_bench
 
@@ -39,7 +38,7 @@ def _edgelm(worker: Worker, prompt: str, long_prompt: str) -> tuple[float, float
     return read["prompt_tokens"] / read["first_s"], _rate(told)
 
 
-def _rate(told: dict[str, Any]) -> float:
+def _rate(told: Told) -> float:
     return (told["answer_tokens"] - 1) / told["seconds"]  # the clock runs from the first one on
 
 
@@ -115,28 +114,22 @@ def _render(groups: list[tuple[str, Rates]], rounds: int, threads: int) -> str:
         least = MIN_GENAI if variant.startswith("onnx") else MIN_NATIVE
         for what, limit in (("answer", least), ("prompt", MIN_PROMPT)):
             gain = ratios(ours[what], rates[peer][what])
-            said = f"{variant}: {what} tokens/s against {peer}"
-            goals.append(Goal(said, f">= {limit} x", f"{gain.show()} x", gain.median >= limit))
+            goals.append(at_least(f"{variant}: {what} tokens/s against {peer}", limit, gain, "x"))
     head = ["variant", "contender", "prompt tokens/s", "edgelm is x", "answer tokens/s"]
-    return "\n".join(
-        [
-            f"A prompt of {N_PROMPT} tokens up to the first answer token, and {N_ANSWER} answer "
-            f"tokens, greedy, from the first to the last; {threads} threads, {rounds} rounds in "
-            "turns, the same file for all contenders of a variant. Ratios are taken round by "
-            "round; more than 1 means that edgelm is faster. Each reads the prompt once before the "
-            "clock runs.",
-            "",
-            "- edgelm: `ChatModel.stream` from messages to pieces of text, in a process of its "
-            "own, loaded and warmed up; template, tokenizing and text are in the times; nothing of "
-            "a prompt is held from before",
-            f"- llama-bench: pp{N_PROMPT}, and tg{N_ANSWER} behind as many tokens as edgelm's "
-            "prompt has (-d), of one repetition (-r 1) in new processes each round, after its own "
-            "warm-up; it feeds random tokens, samples none and makes no text",
-            "- llama-cpp-python: `create_completion(stream=True)`, the same prompt as ids",
-            "- onnxruntime-genai: `generate_next_token` and its tokenizer's stream, the same ids",
-            "",
-            table([*head, "edgelm is x"], rows),
-            "",
-            goals_table(goals),
-        ]
-    )
+    said = [
+        f"A prompt of {N_PROMPT} tokens up to the first answer token, and {N_ANSWER} answer "
+        f"tokens, greedy, from the first to the last; {threads} threads, {rounds} rounds in "
+        "turns, the same file for all contenders of a variant. Ratios are taken round by "
+        "round; more than 1 means that edgelm is faster. Each reads the prompt once before the "
+        "clock runs.",
+        "",
+        "- edgelm: `ChatModel.stream` from messages to pieces of text, in a process of its "
+        "own, loaded and warmed up; template, tokenizing and text are in the times; nothing of "
+        "a prompt is held from before",
+        f"- llama-bench: pp{N_PROMPT}, and tg{N_ANSWER} behind as many tokens as edgelm's "
+        "prompt has (-d), of one repetition (-r 1) in new processes each round, after its own "
+        "warm-up; it feeds random tokens, samples none and makes no text",
+        "- llama-cpp-python: `create_completion(stream=True)`, the same prompt as ids",
+        "- onnxruntime-genai: `generate_next_token` and its tokenizer's stream, the same ids",
+    ]
+    return report(said, [*head, "edgelm is x"], rows, goals)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from _lib.compiled import Compiled, run_compile
 from _lib.machine import ROOT
-from _lib.results import Goal, goals_table, table
+from _lib.results import Goal, report
 from _lib.smollm2.bundle import MODEL, OPEN_LIMITS
 from edgelm.runtime.manifest import Variant
 
@@ -58,22 +58,17 @@ def _render(compiled: Compiled) -> str:
     ]
     head = ["model", "loss", "gain kept", "equal likeliest token", "mean KL", "MB"]
     trained = f"{history['trained_parameters']:,} trained parameters" if history else "?"
-    return "\n".join(
-        [
-            f"`edgelm compile {MODEL} --task text-generation --train train_small.jsonl`, "
-            f"{len(MIN_KEPT)} targets; bitext_support, 1,000 instruction-and-answer pairs of "
-            "bank customers, a tenth held out by edgelm and never trained on. Loss: mean "
-            "negative log-likelihood of an answer token, in nats. Gain: what fine-tuning "
-            "lowered the loss by. Figures of the bundle's manifest.",
-            "",
-            f"- training: {trained}; {whole}; by pass: {stages}",
-            "- verification limits were opened, so that figures of every variant are shown",
-            "",
-            table(head, rows),
-            "",
-            goals_table(goals),
-        ]
-    )
+    said = [
+        f"`edgelm compile {MODEL} --task text-generation --train train_small.jsonl`, "
+        f"{len(MIN_KEPT)} targets; bitext_support, 1,000 instruction-and-answer pairs of "
+        "bank customers, a tenth held out by edgelm and never trained on. Loss: mean "
+        "negative log-likelihood of an answer token, in nats. Gain: what fine-tuning "
+        "lowered the loss by. Figures of the bundle's manifest.",
+        "",
+        f"- training: {trained}; {whole}; by pass: {stages}",
+        "- verification limits were opened, so that figures of every variant are shown",
+    ]
+    return report(said, head, rows, goals)
 
 
 def _row(variant: Variant) -> list[str]:

@@ -6,17 +6,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from _lib.compiled import Compiled
-from _lib.results import Goal, goals_table, table
-from _lib.rounds import Spread, Worker, ratios
-from _lib.smollm2.bundle import GGUF, Question, chat_worker, read_questions
+from _lib.results import Goal, at_least, report
+from _lib.rounds import Spread, Told, Worker, ratios
+from _lib.smollm2.bundle import GGUF_VARIANTS, Question, chat_worker, read_questions
 
 MIN_GAIN = 1.5
 N_ANSWER = 128  # about what a text takes that is copied
-
-Told = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,7 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
     questions = read_questions()
     rows: list[list[str]] = []
     goals: list[Goal] = []
-    for precision in GGUF:
-        variant = f"gguf-{precision}"
+    for variant in GGUF_VARIANTS:
         with (
             chat_worker(compiled, variant, threads) as usual,
             chat_worker(compiled, variant, threads, {"speculate": True}) as guessing,
@@ -53,25 +49,19 @@ def section(compiled: Compiled, *, rounds: int, threads: int) -> str:
         gain = ratios(*_rates(found))
         same, n = sum(a.is_same for a in found[-1]), len(found[-1])
         what = f"{variant}: prompt lookup, answer tokens/s"
-        found_gain = f"{gain.show()} x"
-        goals.append(Goal(what, f">= {MIN_GAIN} x", found_gain, gain.median >= MIN_GAIN))
+        goals.append(at_least(what, MIN_GAIN, gain, "x"))
         what = f"{variant}: answers equal to plain ones"
         goals.append(Goal(what, f"{n} of {n}", f"{same} of {n}", same == n))
-    head = ["variant", "task", "answer tokens", "plain, tokens/s", "lookup, tokens/s", "x"]
-    return "\n".join(
-        [
-            "Texts to copy with a change, or to pick sentences from, after one worked example "
-            "(benchmarks/tasks/rewriting.json, written for this); the model's own answers, "
-            f"of up to {N_ANSWER} tokens, greedy, {threads} threads, {rounds} rounds in turns. "
-            "Tokens/s from the first piece of an answer to its last, prompts read anew. Plain: the "
-            "model as it is usually loaded; lookup: loaded with speculate=True. Equal answers: "
-            "those of the latter with and without guesses.",
-            "",
-            table([*head, "equal answers"], rows),
-            "",
-            goals_table(goals),
-        ]
+    said = (
+        "Texts to copy with a change, or to pick sentences from, after one worked example "
+        "(benchmarks/tasks/rewriting.json, written for this); the model's own answers, "
+        f"of up to {N_ANSWER} tokens, greedy, {threads} threads, {rounds} rounds in turns. "
+        "Tokens/s from the first piece of an answer to its last, prompts read anew. Plain: the "
+        "model as it is usually loaded; lookup: loaded with speculate=True. Equal answers: "
+        "those of the latter with and without guesses."
     )
+    head = ["variant", "task", "answer tokens", "plain, tokens/s", "lookup, tokens/s", "x"]
+    return report([said], [*head, "equal answers"], rows, goals)
 
 
 def _round(
