@@ -17,6 +17,8 @@ _DTYPES = {0: "float32", 1: "float16", 30: "bfloat16"}
 
 def read_config(file: File) -> dict[str, Any]:
     """What config.json of the family says. Raises ValueError for what it cannot say."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     keys, graph = file.keys, file.graph
     heads, width = int(keys["attention.head_count"]), int(keys["embedding_length"])
     size = int(keys.get("attention.key_length", keys.get("rope.dimension_count", width // heads)))
@@ -26,7 +28,7 @@ def read_config(file: File) -> dict[str, Any]:
     ends = file.end_ids()
     table = file.tensors["token_embd.weight"]
     config: dict[str, Any] = {
-        "architectures": [_CLASSES[file.family]],
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[file.family]],
         "model_type": file.family,
         "dtype": _DTYPES.get(int(table.tensor_type), "float32"),
         "vocab_size": int(table.shape[1]),
@@ -59,15 +61,6 @@ def read_config(file: File) -> dict[str, Any]:
     return config
 
 
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}
 _BIASES = {
     "attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"),
     "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down"),
