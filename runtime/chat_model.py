@@ -37,7 +37,8 @@ class ChatModel(Model):
 
     The engine keeps what it read last, so the next turn of a chat only reads what is new; answers
     that grow in turns read each other's place anew. A call with a `seed` has a sequence of its own
-    and reads its whole prompt: its answer depends on nothing but the call.
+    and reads its whole prompt: its answer depends on nothing but the call, and the date where the
+    chat template tells it.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """ModernBERT in llama.cpp's graph `modern-bert`.
 
 The graph holds no biases, GeGLU or SwiGLU, rotary positions without scaling, and a head of
-norm(gelu(dense x)). Its window is
-the same as transformers': keys at most local_attention // 2 away.
+norm(gelu(dense x)). Its window is that of transformers: keys at most local_attention // 2 away.
 """
 
 from __future__ import annotations
