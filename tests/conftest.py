@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny_data import labelled_rows, write_csv
+
+# no test fails because the machine is busy
+settings.register_profile("edgelm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgelm")
 
 
 @dataclass(frozen=True)

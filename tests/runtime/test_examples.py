@@ -74,7 +74,7 @@ def test_cells_are_sets_where_asked_or_named_so(tmp_path):
 
 
 @given(sets=st.lists(st.lists(names, unique=True, max_size=4), min_size=1, max_size=5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sets_written_as_cells_or_lists_are_the_same(tmp_path_factory, sets):
     folder = tmp_path_factory.getbasetemp()
     rows = [{"text": "a", "labels": s} for s in sets]

@@ -48,7 +48,7 @@ def run(held: Held, answer: Answer) -> list[int]:
 
 
 @given(st.lists(PROMPTS, min_size=1, max_size=7), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_side_by_side_is_one_by_one(prompts: list[list[int]], n_slots: int) -> None:
     session = ToyDecoder(n_slots)
     assert greedy(session, prompts, 12, [END]) == [by_hand(p, 12) for p in prompts]
@@ -56,7 +56,7 @@ def test_side_by_side_is_one_by_one(prompts: list[list[int]], n_slots: int) -> N
 
 
 @given(st.lists(PROMPTS, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_held_is_reused_and_never_wrong(prompts: list[list[int]]) -> None:
     session = ToyDecoder()
     held = Held(session)
@@ -69,7 +69,7 @@ def test_what_is_held_is_reused_and_never_wrong(prompts: list[list[int]]) -> Non
 
 
 @given(st.lists(PROMPTS, min_size=2, max_size=3), st.lists(st.integers(0, 2), max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_answers_that_take_turns_do_not_mix(prompts: list[list[int]], turns: list[int]) -> None:
     held = Held(ToyDecoder())
     answers = [make(p, guesser=PromptLookup(5) if i == 1 else None) for i, p in enumerate(prompts)]
@@ -81,7 +81,7 @@ def test_answers_that_take_turns_do_not_mix(prompts: list[list[int]], turns: lis
 
 
 @given(PROMPTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_guesses_change_nothing_but_the_number_of_calls(prompt: list[int]) -> None:
     prompt = prompt * 2  # something to look up
     guessers = (PromptLookup(5), Draft(Held(ToyDecoder()), 5), Draft(Held(ToyDecoder(1, 50)), 5))

@@ -192,7 +192,7 @@ def spoiled(draw: st.DrawFn) -> bytes:
     return MANIFEST_BYTES[:start] + middle + MANIFEST_BYTES[stop:]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.binary(max_size=200)
     | spoiled()

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 
 @given(table=st.lists(st.tuples(cells, cells), min_size=1, max_size=5), tabs=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_the_csv_module_writes_comes_back(folder, table, tabs):
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter="\t" if tabs else ",")
@@ -67,7 +67,7 @@ def test_what_the_csv_module_writes_comes_back(folder, table, tabs):
 
 
 @given(table=st.lists(st.dictionaries(st.text(max_size=5), values, max_size=3), min_size=1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_the_json_module_writes_comes_back(folder, table):
     lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(table)]
     for content, name in (("\n".join(lines), "a.jsonl"), (json.dumps(table), "a.json")):
