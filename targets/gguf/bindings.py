@@ -45,6 +45,12 @@ def last_errors() -> str:
     return text or "no reason given"
 
 
+def require(status: int) -> None:
+    """Raise TargetUnavailable where a call of llama.cpp's did not end with 0."""
+    if status != 0:
+        raise TargetUnavailable(f"llama.cpp failed ({status}): {last_errors()}")
+
+
 def _import_low_level() -> types.ModuleType:
     name = f"{_PACKAGE}.{_PACKAGE}"
     if _PACKAGE in sys.modules:

@@ -33,6 +33,7 @@ class Buffers:
     """The arrays behind a llama_batch, made once."""
 
     def __init__(self, library: Any, n: int, n_embd: int, with_vectors: bool) -> None:
+        self.n_embd = n_embd  # H
         self._ids = np.zeros(n, dtype=np.int32)
         self._positions = np.zeros(n, dtype=np.int32)
         self._sequences = np.zeros(n, dtype=np.int32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +146,8 @@ class GgufSession:
             raise TargetUnavailable(f"llama.cpp cannot open {path}: {bindings.last_errors()}")
         self._owned.callback(library.llama_free, self._context)
         if not self._facts.is_encoder:
-            self._call = hidden.Caller()
-            self._owned.callback(self._call.close)
+            self._thread = ThreadPoolExecutor(1, "edgelm-llama.cpp")
+            self._owned.callback(self._thread.shutdown)
         # a session that is dropped unclosed; at the process's end the memory goes anyway
         weakref.finalize(self, self._owned.close).atexit = False
 
@@ -201,7 +202,7 @@ class GgufSession:
         """What an encoder's graph gives for each sequence."""
         library, context = self._library, self._context
         row = Row.of(lengths)
-        self._require(library.llama_encode(context, self._buffers.fill(ids, row, vectors)))
+        bindings.require(library.llama_encode(context, self._buffers.fill(ids, row, vectors)))
         found = np.empty((len(lengths), self._n_out), np.float32)
         for i in range(len(lengths)):
             values = library.llama_get_embeddings_seq(context, i)
@@ -214,22 +215,16 @@ class GgufSession:
         self, ids: NDArray[np.int32], lengths: NDArray[np.int32]
     ) -> NDArray[np.float32]:
         """A decoder's last hidden states (n, H) of all tokens, one sequence behind another."""
-        library, context = self._library, self._context
         row = Row.of(lengths)
         states = np.empty((len(ids), self._n_out), np.float32)
-        library.llama_memory_clear(library.llama_get_memory(context), False)
         for at in range(0, len(ids), hidden.TOKENS_A_CALL):
             part = slice(at, at + hidden.TOKENS_A_CALL)
-            filled = self._buffers.fill(ids[part], row[part])
-            self._require(self._call(library.llama_decode, context, filled))
-            values = library.llama_get_embeddings(context)
-            states[part] = np.ctypeslib.as_array(values, shape=states[part].shape)
+            tokens = (self._buffers, ids[part], row[part])
+            done = self._thread.submit(
+                hidden.decode, self._library, self._context, *tokens, begins=at == 0
+            )
+            states[part] = done.result()
         return states
-
-    @staticmethod
-    def _require(status: int) -> None:
-        if status != 0:
-            raise TargetUnavailable(f"llama.cpp failed ({status}): {bindings.last_errors()}")
 
 
 def read_options(variant: Variant) -> Options:

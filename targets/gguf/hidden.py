@@ -8,12 +8,13 @@ before them.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgelm.targets.gguf import bindings
+from edgelm.targets.gguf.buffers import Buffers, Row
 
 # llama.cpp keeps room for the logits of each: 25 MB for a vocabulary of 49,152. Calls of 256 are
 # 2 % faster with short texts (SmolLM2-135M), those of 64 are 5 % slower.
@@ -39,27 +40,26 @@ def stop_before_logits(library: Any) -> Any:
     return kind(wants)
 
 
-class Caller:
-    """Calls llama.cpp on a thread of its own.
+def decode(
+    library: Any,
+    context: Any,
+    buffers: Buffers,
+    ids: NDArray[np.int32],
+    row: Row,
+    *,
+    begins: bool,
+) -> NDArray[np.float32]:
+    """The hidden states (n, H) of the tokens `ids` (n,) that stand where `row` says; `begins`: of
+    new texts. Raises TargetUnavailable.
 
-    On the main thread Ctrl-C would be raised inside the callback, where nobody hears of it."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "edgelm-llama.cpp")
-
-    def __call__(self, function: Callable[..., int], *arguments: Any) -> int:
-        """What the function returns. An interrupt is raised when it is done: it reads memory that
-        the caller writes next."""
-        future = self._thread.submit(function, *arguments)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            wait([future])
-            raise
-
-    def close(self) -> None:
-        """Wait for a call under way, and end the thread."""
-        self._thread.shutdown()
+    To be called on a thread that calls nothing else: on the main one Ctrl-C would be raised inside
+    the callback, where nobody hears of it. What an interrupt leaves under way is over before the
+    next call begins."""
+    if begins:
+        library.llama_memory_clear(library.llama_get_memory(context), False)
+    bindings.require(library.llama_decode(context, buffers.fill(ids, row)))
+    values = library.llama_get_embeddings(context)
+    return np.ctypeslib.as_array(values, shape=(len(ids), buffers.n_embd)).copy()
 
 
 def pool(
