@@ -40,6 +40,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Trimmed:
+    """What became of the model's vocabulary."""
+
+    original: Source  # the model with its whole vocabulary
+    report: dict[str, Any]  # tokens and size_bytes, before and after; coverage of evaluation texts
+
+
+@dataclass(frozen=True)
 class Worst:
     """An evaluation text, or a prompt, on which a variant is farthest from the reference."""
 
@@ -78,6 +86,7 @@ class Context:
     digests: dict[str, str] = field(default_factory=dict[str, str])  # pass -> its stage's key
     unpacked: Path | None = None  # the directory made of a .gguf file
     source: Source | None = None
+    trimmed: Trimmed | None = None  # then `source` is the model with the trimmed vocabulary
     data: Dataset | None = None
     chat: ChatData | None = None  # generation: in place of `data`
     task: Task | None = None

@@ -28,6 +28,7 @@ from edgelm.compiler.passes.merge import Merge
 from edgelm.compiler.passes.pack import SUFFIX, Pack, check_output
 from edgelm.compiler.passes.prepare import Prepare
 from edgelm.compiler.passes.reference import Reference
+from edgelm.compiler.passes.trim import Trim
 from edgelm.compiler.passes.unpack import Unpack
 from edgelm.compiler.passes.verify import Verify
 from edgelm.compiler.recipe import Recipe
@@ -103,6 +104,7 @@ def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
         *([Unpack()] if recipe.model.endswith(GGUF_SUFFIX) else []),
         Intake(),
         passes.prepare(),
+        *([Trim()] if recipe.prune.vocab else []),
         passes.finetune(),
         passes.merge(),
         passes.reference(),

@@ -135,6 +135,29 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class PruneConfig:
+    """What of the model is left out, before it is fine-tuned."""
+
+    vocab: bool = option(
+        False,
+        "Encoders: keep only the tokens that the training texts use, special tokens and single "
+        "characters. Texts of kept tokens alone are answered as before, others fall into smaller "
+        "pieces.",
+        flag="--trim-vocab",
+    )
+    vocab_size: int | None = option(
+        None, "At most this many tokens, the most frequent first; all used ones when left out.",
+        flag="--vocab-size",
+    )  # fmt: skip
+    vocab_texts: str | None = option(
+        None,
+        "Plain text, a text a line and with no labels, whose tokens are kept beside those of the "
+        "training texts.",
+        flag="--vocab-texts",
+    )
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """How weights and activations are quantized."""
 
@@ -329,6 +352,7 @@ class Recipe:
     data: DataConfig = section(DataConfig, "The texts.")
     train: TrainConfig = section(TrainConfig, "Fine-tuning.")
     lora: LoraConfig = section(LoraConfig, "Adapters.")
+    prune: PruneConfig = section(PruneConfig, "Leaving out parts of the model.")
     quantize: QuantizeConfig = section(QuantizeConfig, "Quantization.")
     gguf: GgufConfig = section(GgufConfig, "GGUF files.")
     verify: VerifyConfig = section(VerifyConfig, "Verification.")

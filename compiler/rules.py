@@ -15,6 +15,7 @@ from edgelm.targets.gguf.precisions import TENSOR_TYPES
 if TYPE_CHECKING:
     from edgelm.compiler.recipe import Recipe
 
+Rule = Callable[[bool, str, object, str], None]  # holds, key, value, what the rule says
 _MOST = {  # the largest sensible value of each limit
     "min_agreement": 1.0,
     "max_drop": 1.0,
@@ -115,7 +116,29 @@ def check(recipe: Recipe) -> None:
     )  # fmt: skip
     size = recipe.gguf.split_size_mb
     rule(size is None or size >= 1, "gguf.split_size_mb", size, "must be at least 1")
+    _check_pruning(recipe, rule)
     _check_generation(recipe, rule)
+
+
+def _check_pruning(recipe: Recipe, rule: Rule) -> None:
+    p = recipe.prune
+    if not p.vocab:
+        for name, value in (("vocab_size", p.vocab_size), ("vocab_texts", p.vocab_texts)):
+            says = "needs prune.vocab (--trim-vocab)"
+            rule(value is None, f"prune.{name}", value, says)
+        return
+    rule(
+        recipe.task != "text-generation", "prune.vocab", p.vocab,
+        "vocabularies of text-generation models are not trimmed: there tokens are also answered",
+    )  # fmt: skip
+    rule(
+        recipe.data.train is not None or p.vocab_texts is not None, "prune.vocab", p.vocab,
+        "needs texts to choose tokens by: --train FILE (with --no-train it is not trained on) or "
+        "--vocab-texts FILE",
+    )  # fmt: skip
+    rule(
+        p.vocab_size is None or p.vocab_size >= 1, "prune.vocab_size", p.vocab_size, "must be >= 1"
+    )
 
 
 def _is_pattern(text: str) -> bool:
@@ -126,7 +149,7 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _check_generation(recipe: Recipe, rule: Callable[[bool, str, object, str], None]) -> None:
+def _check_generation(recipe: Recipe, rule: Rule) -> None:
     d = recipe.data
     if recipe.task != "text-generation":
         says = "is for text-generation: merge the adapter into the model before"

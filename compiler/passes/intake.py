@@ -20,6 +20,7 @@ from edgelm.targets.gguf.shards import shard_names
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 GGUF_SUFFIX = ".gguf"
+COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")  # their positions
 DECIDING = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/config.json")
 
 
@@ -68,7 +69,7 @@ def find_gguf(recipe: Recipe) -> list[Path]:
 
 def read_source(folder: Path) -> Source:
     """Check the directory's files and read its configuration. Raises ModelError."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "auto_map" in config:
         raise ModelError(
             f"{folder}/config.json: `auto_map`: the model wants to run Python code of its own",
@@ -144,7 +145,13 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise ModelError(f"{where}: the hub refused or could not be reached: {err}") from err
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def has_head(config: dict[str, Any]) -> bool:
+    """Whether the model came with a classification head."""
+    return any("SequenceClassification" in str(a) for a in config.get("architectures") or [])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of the model that holds a mapping. Raises ModelError."""
     try:
         data = parse_json(path.read_bytes(), str(path))
     except FileNotFoundError as err:
@@ -205,7 +212,7 @@ _POOLING_MODES: dict[str, Pooling] = {
 
 
 def _pooling_mode(path: Path) -> Pooling:
-    config = _read_json(path)
+    config = read_json(path)
     stated = config.get("pooling_mode")
     if stated is None:
         stated = [k for k, v in config.items() if k.startswith("pooling_mode_") and v is True]
@@ -217,7 +224,7 @@ def _pooling_mode(path: Path) -> Pooling:
 
 def _prompts(path: Path) -> tuple[str, ...]:
     """Names of the instructions that sentence-transformers can put before a text."""
-    prompts = _read_json(path).get("prompts") if path.is_file() else None
+    prompts = read_json(path).get("prompts") if path.is_file() else None
     return tuple(k for k, text in prompts.items() if text) if isinstance(prompts, dict) else ()
 
 
@@ -226,7 +233,7 @@ def _max_tokens(folder: Path, config: dict[str, Any]) -> int:
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int):
         offset = 0
-        if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        if config.get("model_type") in COUNTS_FROM_PADDING:
             offset = int(config.get("pad_token_id") or 1) + 1
         limits.append(positions - offset)
     for name, key in (
@@ -234,7 +241,7 @@ def _max_tokens(folder: Path, config: dict[str, Any]) -> int:
         ("sentence_bert_config.json", "max_seq_length"),
     ):
         if (folder / name).is_file():
-            value = _read_json(folder / name).get(key)
+            value = read_json(folder / name).get(key)
             if isinstance(value, int) and value > 0:
                 limits.append(value)
     return min(limits)

@@ -90,10 +90,13 @@ def check_output(output: Path) -> None:
 
 
 def _provenance(context: Context) -> dict[str, Any]:
-    assert context.source
+    trimmed = context.trimmed
+    source = trimmed.original if trimmed else context.source
+    assert source
     return {
         "edgelm": __version__,
-        "model": {"name": context.recipe.model, "sha256": context.source.digest},
+        "model": {"name": context.recipe.model, "sha256": source.digest},
+        **({"trim": trimmed.report} if trimmed else {}),
         "data": {"sha256": context.data_digest},
         "stages": dict(context.digests),
         "packages": versions("torch", "transformers", "tokenizers", "numpy"),

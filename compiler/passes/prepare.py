@@ -9,6 +9,7 @@ from edgelm.compiler.context import Context, Source
 from edgelm.compiler.data import Dataset, load_dataset
 from edgelm.compiler.hf import load_tokenizer, uses_type_ids
 from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.intake import has_head
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import default_max_tokens, is_trained
 from edgelm.runtime.errors import ModelError
@@ -53,10 +54,10 @@ class Prepare(Pass):
 def _model_labels(recipe: Recipe, source: Source) -> tuple[str, ...] | None:
     if recipe.task != "text-classification":
         return None
-    architectures = source.config.get("architectures") or []
-    if not any("SequenceClassification" in str(a) for a in architectures):
+    if not has_head(source.config):
         if is_trained(recipe):
             return None
+        architectures = source.config.get("architectures")
         raise ModelError(
             f"{source.folder}: it has no classification head (architectures: {architectures}), "
             "and is not to be trained",

@@ -1,5 +1,6 @@
 """reference: what the merged Hugging Face model answers; the oracle for every variant.
 
+Where the vocabulary was trimmed and nothing trained after, the model as it came in answers.
 Also writes the bundle's tokenizer and proves that it gives the model's own token ids.
 """
 
@@ -23,6 +24,7 @@ from edgelm.compiler.hf import (
 )
 from edgelm.compiler.nasty import NASTY
 from edgelm.compiler.passes import Pass
+from edgelm.compiler.training import is_trained
 from edgelm.runtime.errors import VerificationError
 from edgelm.runtime.manifest import TextLimits
 from edgelm.runtime.metrics import classification_metrics, cosine, spearman
@@ -50,11 +52,12 @@ class Reference(Pass):
         texts = eval_texts(context)
         nasty: list[Text] = [(t, t[::-1]) for t in NASTY] if context.task.pair else list(NASTY)
         check_token_ids(tokenizer, Tokenizer(folder / "tokenizer", context.text), texts + nasty)
-        model = load_model(context.model_dir, context.task, new_head=False)
+        answering = oracle_dir(context)
+        model = load_model(answering, context.task, new_head=False)
         with torch_threads(context.recipe.threads):
             outputs = reference_outputs(
                 model,
-                tokenizer,
+                load_tokenizer(answering),
                 context.task,
                 texts,
                 context.text.max_tokens,
@@ -70,6 +73,14 @@ class Reference(Pass):
         context.tokenizer_dir = folder / "tokenizer"
         context.reference = outputs = np.load(folder / "outputs.npy")
         context.reference_metrics = metrics_of(context, outputs)
+
+
+def oracle_dir(context: Context) -> Path:
+    """The Hugging Face model that variants have to answer like."""
+    assert context.model_dir is not None
+    if context.trimmed is not None and not is_trained(context.recipe):
+        return context.trimmed.original.folder
+    return context.model_dir
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -116,9 +116,12 @@ def require_verified(context: Context) -> None:
                 f"variant {_shown(worst.answer)} ({worst.what} {worst.difference:.3g})"
             )
     names = ", ".join(v.name for v in failed)
+    instead = f"use a higher precision instead of {names}, "
+    if context.trimmed is not None:
+        instead += "keep more of the vocabulary with --vocab-texts FILE, "
     raise VerificationError(
         "verification failed, no bundle was written\n" + "\n".join(lines),
-        hint=f"use a higher precision instead of {names}, or state other limits under `verify`",
+        hint=f"{instead}or state other limits under `verify`",
     )
 
 

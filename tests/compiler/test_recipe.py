@@ -23,7 +23,14 @@ SAMPLES = {  # of leaves that have rules
     "train.method": "full",
     "data.train": "t.csv",
 }
-OF_GENERATION = ("adapter", "data.kind")  # refused for other tasks
+NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
+    "adapter": {"task": "text-generation"},
+    "data.kind": {"task": "text-generation"},
+    "prune.vocab": {"data.train": "t.csv"},
+    "prune.vocab_size": {"data.train": "t.csv", "prune.vocab": True},
+    "prune.vocab_texts": {"prune.vocab": True},
+}
+FLAGS = {leaf.key: leaf.flag for leaf in leaves(Recipe)}
 LEAVES = [leaf for leaf in leaves(Recipe) if leaf.key != "model" and not leaf.is_mapping]
 
 
@@ -40,10 +47,21 @@ def sample(leaf: Leaf) -> Any:
     return [value] if leaf.many else value
 
 
-def nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = found
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return found
+
+
+def as_flags(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [FLAGS[key] if value else f"--no-{FLAGS[key][2:]}"]
+    return [f"{FLAGS[key]}={v}" for v in (value if isinstance(value, list) else [value])]
 
 
 def from_flags(*args: str) -> Recipe:
@@ -60,14 +78,10 @@ def from_flags(*args: str) -> Recipe:
 def test_a_file_and_the_command_line_give_equal_recipes(leaf: Leaf, tmp_path: Path) -> None:
     value = sample(leaf)
     path = tmp_path / "r.yaml"
-    task = {"task": "text-generation"} if leaf.key in OF_GENERATION else {}
-    path.write_text(yaml.safe_dump({"model": "m", **task, **nested(leaf.key, value)}))
+    stated = {**NEEDS.get(leaf.key, {}), leaf.key: value}
+    path.write_text(yaml.safe_dump(nested({"model": "m", **stated})))
     by_file = load_recipe(path, {})
-    if isinstance(value, bool):
-        args = [leaf.flag if value else f"--no-{leaf.flag[2:]}"]
-    else:
-        args = [f"{leaf.flag}={v}" for v in flat(value)]
-    by_flag = from_flags(*args, *(f"--{key}={v}" for key, v in task.items()))
+    by_flag = from_flags(*(arg for key, v in stated.items() for arg in as_flags(key, v)))
     found: Any = by_file
     for part in leaf.path:
         found = getattr(found, part)
@@ -76,11 +90,7 @@ def test_a_file_and_the_command_line_give_equal_recipes(leaf: Leaf, tmp_path: Pa
     assert by_file.origins[leaf.key] == str(path)
     assert by_flag.origins[leaf.key] == "command line"
     others = {key for key, origin in by_file.origins.items() if origin != "default"}
-    assert others == {"model", leaf.key, *task}
-
-
-def flat(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    assert others == {"model", *stated}
 
 
 def test_the_command_line_goes_over_the_file(tmp_path: Path) -> None:
@@ -164,7 +174,8 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
 
 def test_dump_loads_to_an_equal_recipe_and_tells_the_origins(tmp_path: Path) -> None:
     overrides = {leaf.key: sample(leaf) for leaf in LEAVES} | {"model": "我/m"}
-    for key in ("task", *OF_GENERATION):  # which have no say with train.method, data.pair, …
+    other_tasks = [key for key, needs in NEEDS.items() if "task" in needs]
+    for key in ("task", *other_tasks):  # which have no say with train.method, data.pair, …
         del overrides[key]
     overrides["quantize.tensor_types"] = {"ffn_(up|down)": "q6_k"}
     overrides["verify.limits"] = {"gguf:q8_0": {"max_drop": 1e-5}}
@@ -206,7 +217,7 @@ def test_the_json_schema_takes_what_the_recipe_takes() -> None:
     starter = yaml.safe_load(docs.starter_recipe())
     assert accepts(schema, {k: v for k, v in starter.items() if v is not None})
     for leaf in LEAVES:
-        assert accepts(schema, {"model": "m", **nested(leaf.key, sample(leaf))}), leaf.key
+        assert accepts(schema, {"model": "m", **nested({leaf.key: sample(leaf)})}), leaf.key
     limits = {"verify": {"limits": {"onnx:int8": {"max_drop": 0.1}}}}
     assert accepts(schema, {"model": "m", **limits})
     for kind, fits in (("q6_k", True), (3, False)):
