@@ -1,7 +1,8 @@
 """The ONNX target: whole texts on CPUs and NVIDIA GPUs, generation on CPUs, run by ONNX Runtime.
 
 Classification and embeddings, by encoders, and by decoders that give vectors:
-    lower.py      the compile-time half: export, fuse, then quantize, static or half, then store
+    lower.py      the compile-time half: export, fuse, quantize (by quantize, static, blockwise or
+                  half), store
     engine.py     the run-time half; it imports onnxruntime and numpy, nothing else
 Generation:
     genai.py      the compile-time half, on onnxruntime-genai's model builder
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
     from edgelm.targets.base import Capabilities, Lowered, LowerRequest
 
-PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int4")
 DECODER_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 

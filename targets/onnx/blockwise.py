@@ -2,24 +2,29 @@
 
     weight[n, k] ~ scale[n, k // 32] * (q[n, k] - zero),   zero 8 or 128
 
-A MatMul becomes MatMulNBits. Where the table of embeddings is the transposed weight of the product
-with the vocabulary, as in most small models, GatherBlockQuantized reads the same bytes.
+A product becomes MatMulNBits, the Gather of embeddings GatherBlockQuantized. Where the table of
+embeddings is the transposed weight of the product with the vocabulary, as in most small decoders,
+both read the same bytes.
 
 The usual scale, largest / 7, is far from the best one: with 4 bits each block's scale is searched
 for the least error, errors of large weights counting more, as llama.cpp does.
 
-Letters: N outputs and K inputs of a linear layer, G blocks in a row.
+Letters: N outputs and K inputs of a linear layer, V rows and H columns of a table, G blocks in a
+row.
 """
 
 from __future__ import annotations
 
 import re
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.onnx.fuse import MICROSOFT, array_of, constant, replace, tidy
+from edgelm.targets.onnx.half import halve_weights
+from edgelm.targets.onnx.quantize import linears, tables
 
 BLOCK = 32
 INT8_ACTIVATIONS = 4  # the operator's accuracy level: activations in 8 bits, as llama.cpp does
@@ -34,7 +39,7 @@ def quantize_blocks(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torc
     """weight (N, K) -> bytes (N, G, 32 * bits / 8) and scales (N, G), both for MatMulNBits."""
     N, K = weight.shape
     padded = torch.nn.functional.pad(weight.float(), (0, -K % BLOCK))
-    blocks = padded.reshape(N, -1, BLOCK)
+    blocks = padded.reshape(N, -1, BLOCK).contiguous()  # sums depend on the layout
     parts = [_quantize(rows, bits) for rows in blocks.split(_CHUNK_ROWS)]
     q, scale = (torch.cat(part) for part in zip(*parts, strict=True))
     if bits == 4:
@@ -65,7 +70,7 @@ def _quantize(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def quantize_linears(model: ir.Model, bits: int) -> None:
-    """Every product with constant weights in place; with 4 bits the most sensitive ones get 8."""
+    """Every product of a decoder in place; with 4 bits the most sensitive ones get 8."""
     products = _products(model.graph)
     if not products:
         raise ModelError("the built model has no linear layer to quantize")
@@ -91,6 +96,27 @@ def quantize_gated(model: ir.Model) -> None:
     tidy(model)
 
 
+def quantize_whole_texts(model: ir.Model) -> None:
+    """What answers whole texts: every product and embedding table in place in 4 bits, with scales
+    of 16 bits. Heads, which work on one row (B, K) a text, weigh little and get 8 bits."""
+    graph = model.graph
+    for linear in list(linears(graph)):
+        is_head = linear.x.shape is not None and len(linear.x.shape) == 2
+        weight = torch.from_numpy(linear.weight)
+        product = _product(graph, linear.x, linear.name, weight, 8 if is_head else 4)
+        new = [product]
+        if linear.bias is not None:
+            new.append(ir.node("Add", [product.outputs[0], linear.bias]))
+        replace(graph, linear.end, *new)
+    for gather, table in tables(graph):
+        assert gather.inputs[0] is not None
+        name = str(gather.inputs[0].name)
+        q, scale = _stored(graph, name, torch.from_numpy(table), 4)
+        replace(graph, gather, *_gather(graph, name, q, scale, gather.inputs[1], table.shape[1], 4))
+    tidy(model)
+    halve_weights(model)
+
+
 def _products(graph: ir.Graph) -> list[ir.Node]:
     return [n for n in graph if n.op_type == "MatMul" and _is_weight(n.inputs[1])]
 
@@ -99,43 +125,66 @@ def _to_blocks(graph: ir.Graph, node: ir.Node, bits: int) -> None:
     """A product's weights (K, N) in blocks along K."""
     name, weight = _name(node), node.inputs[1]
     assert weight is not None and weight.const_value is not None
-    array = torch.tensor(weight.const_value.numpy())
-    K, N = array.shape
-    q, scale = quantize_blocks(array.T, bits)
-    attributes = {"K": K, "N": N, "bits": bits, "block_size": BLOCK}
-    q_value = constant(graph, f"{name}.q{bits}", q.numpy())
-    scale_value = constant(graph, f"{name}.scale", scale.numpy())
+    product = _product(graph, node.inputs[0], name, torch.tensor(weight.const_value.numpy()), bits)
     if name == HEAD:
-        _share(graph, weight, q_value, scale_value, bits)
-    new = ir.node(
+        _share(graph, weight, product, bits)
+    replace(graph, node, product)
+
+
+def _product(
+    graph: ir.Graph, x: ir.Value | None, name: str, weight: torch.Tensor, bits: int
+) -> ir.Node:
+    """x @ weight, with weight (K, N)."""
+    K, N = weight.shape
+    q, scale = _stored(graph, name, weight.T, bits)
+    attributes = {"K": K, "N": N, "bits": bits, "block_size": BLOCK}
+    return ir.node(
         "MatMulNBits",
-        [node.inputs[0], q_value, scale_value],
+        [x, q, scale],
         {**attributes, "accuracy_level": INT8_ACTIVATIONS},
         domain=MICROSOFT,
     )
-    replace(graph, node, new)
 
 
-def _share(graph: ir.Graph, weight: ir.Value, q: ir.Value, scale: ir.Value, bits: int) -> None:
-    """Let the embeddings, Gather(Transpose(weight)), read the product's bytes (V, G, …)."""
+def _stored(graph: ir.Graph, name: str, rows: torch.Tensor, bits: int) -> tuple[ir.Value, ir.Value]:
+    """Constants of `rows` in blocks: bytes (N, G, 32 * bits / 8) and scales (N, G)."""
+    q, scale = quantize_blocks(rows, bits)
+    stored = constant(graph, f"{name}.q{bits}", q.numpy())
+    return stored, constant(graph, f"{name}.scale", scale.numpy())
+
+
+def _gather(
+    graph: ir.Graph,
+    name: str,
+    q: ir.Value,
+    scale: ir.Value,
+    ids: ir.Value | None,
+    width: int,
+    bits: int,
+) -> list[ir.Node]:
+    """Rows of a table, `width` values each, whose bytes q (V, G, …) may be a product's too."""
+    V, G, n_bytes = q.const_value.numpy().shape  # type: ignore[union-attr]
+    flat = ir.node("Reshape", [q, constant(graph, f"{name}.rows", np.array([V, G * n_bytes]))])
+    attributes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    inputs = [flat.outputs[0], ids, scale]
+    new = [flat, ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)]
+    if width != G * BLOCK:
+        ends = {"begin": 0, "width": width, "axis": -1}
+        cut = [constant(graph, f"{name}.{key}", np.array([n])) for key, n in ends.items()]
+        new.append(ir.node("Slice", [new[-1].outputs[0], *cut]))
+    return new
+
+
+def _share(graph: ir.Graph, weight: ir.Value, product: ir.Node, bits: int) -> None:
+    """Let the embeddings, Gather(Transpose(weight)), read the product's bytes."""
+    q, scale = product.inputs[1:3]
+    assert q is not None and scale is not None
+    width = int(weight.shape[0]) if weight.shape is not None else 0  # type: ignore[arg-type]
     for use in tuple(weight.uses()):
         if use.node.op_type != "Transpose":
             continue
-        V, G, width = q.const_value.numpy().shape  # type: ignore[union-attr]
-        H = weight.shape[0] if weight.shape is not None else 0
         for gather in [u.node for u in use.node.outputs[0].uses()]:
-            rows = constant(graph, f"{HEAD}.rows", torch.tensor([V, G * width]).numpy())
-            flat = ir.node("Reshape", [q, rows])
-            new = [flat]
-            attributes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-            inputs = [flat.outputs[0], gather.inputs[1], scale]
-            new.append(ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT))
-            if H != G * BLOCK:
-                ends = [torch.tensor([n]).numpy() for n in (0, H, -1)]
-                names = ("begin", "width", "axis")
-                cut = [constant(graph, f"{HEAD}.{n}", e) for n, e in zip(names, ends, strict=True)]
-                new.append(ir.node("Slice", [new[-1].outputs[0], *cut]))
-            replace(graph, gather, *new)
+            replace(graph, gather, *_gather(graph, HEAD, q, scale, gather.inputs[1], width, bits))
 
 
 def _is_sensitive(name: str, n_layers: int) -> bool:

@@ -2,20 +2,22 @@
 
 `fuse(model)` removes reshapes that undo each other, then joins the query, key and value products
 of a layer with its attention into one contrib `Attention` operator (one wide product instead of
-three: 5 % faster at 32 x 64 tokens). With `quantizable`, attention that has no 8-bit form stays
-apart from the wide product, for a quantizer to replace the latter.
+three: 5 % faster at 32 x 64 tokens). Where a quantizer is to replace the wide product, attention
+stays apart from it: with `int8` that which has no 8-bit form, with `int4` all.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 MICROSOFT = "com.microsoft"
+Weights = Literal["float", "int8", "int4"]  # what is made of them behind the fusion
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,13 @@ class Linear:
     bias: ir.Value | None
 
 
-def fuse(model: ir.Model, *, quantizable: bool) -> None:
+def fuse(model: ir.Model, weights: Weights) -> None:
     """Clean the graph in place."""
     _drop_round_trips(model.graph)
     tidy(model)
     for node in list(model.graph):
         if node.op_type == "MultiHeadAttention" and node.domain == MICROSOFT:
-            _join_qkv(model.graph, node, quantizable)
+            _join_qkv(model.graph, node, weights)
     tidy(model)
 
 
@@ -109,25 +111,26 @@ def _linear(value: ir.Value | None) -> Linear | None:
     return Linear(x, weight, bias)
 
 
-def _join_qkv(graph: ir.Graph, node: ir.Node, quantizable: bool) -> None:
+def _join_qkv(graph: ir.Graph, node: ir.Node, weights: Weights) -> None:
     """One product for query, key and value, where all three are products of the same value."""
     parts = [_linear(v) for v in node.inputs[:3]]
     q, k, v = parts
     if q is None or k is None or v is None or not (q.x is k.x is v.x):
         return
-    weights = [array_of(p.weight) for p in (q, k, v)]
-    widths = {0 if w is None else w.shape[1] for w in weights}
+    arrays = [array_of(p.weight) for p in (q, k, v)]
+    widths = {0 if w is None else w.shape[1] for w in arrays}
     if len(widths) != 1:
         return
     width = widths.pop()
     biases = [array_of(p.bias) for p in (q, k, v)]
     name = f"{q.weight.name}.qkv"
-    weight = constant(graph, name, np.concatenate([w for w in weights if w is not None], axis=1))
+    weight = constant(graph, name, np.concatenate([w for w in arrays if w is not None], axis=1))
     whole = np.concatenate([np.zeros(width, np.float32) if b is None else b for b in biases])
     bias = constant(graph, f"{name}.bias", whole)
     mask, extra = (*node.inputs[4:], None, None)[:2]
     attributes = dict(node.attributes)
-    if not quantizable or (extra is None and _has_usual_scale(attributes, width)):
+    has_int8_form = extra is None and _has_usual_scale(attributes, width)
+    if weights == "float" or (weights == "int8" and has_int8_form):
         inputs = [q.x, weight, bias, mask, None, extra]
         replace(graph, node, ir.Node(MICROSOFT, "Attention", inputs, attributes.values()))
         return

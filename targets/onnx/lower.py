@@ -9,15 +9,17 @@ from edgelm.runtime.errors import ModelError
 from edgelm.targets.base import Lowered, LowerRequest
 from edgelm.targets.causal import is_causal
 from edgelm.targets.onnx import PRECISIONS
-from edgelm.targets.onnx.blockwise import quantize_gated
+from edgelm.targets.onnx.blockwise import quantize_gated, quantize_whole_texts
 from edgelm.targets.onnx.export import OPSET, export
-from edgelm.targets.onnx.fuse import fuse
+from edgelm.targets.onnx.fuse import Weights, fuse
 from edgelm.targets.onnx.half import halve_weights
 from edgelm.targets.onnx.quantize import quantize_dynamic
 from edgelm.targets.onnx.static import quantize_static
 from edgelm.targets.onnx.store import store
 
 ENGINE = {"onnxruntime": ">=1.22"}
+BLOCKWISE = ">=1.23"  # which has 8-bit products in blocks
+_WEIGHTS: dict[str, Weights] = {"int8": "int8", "int8-static": "int8", "int4": "int4"}
 
 
 def lower(request: LowerRequest) -> Lowered:
@@ -29,15 +31,19 @@ def lower(request: LowerRequest) -> Lowered:
     type_ids = request.task.pair and request.text.type_ids
     model = export(request.model_dir, request.task, type_ids=type_ids)
     engine = dict(ENGINE)
-    fuse(model, quantizable=precision.startswith("int8"))
-    if precision.startswith("int8") and is_causal(request.model_dir):
+    fuse(model, _WEIGHTS.get(precision, "float"))
+    if precision in _WEIGHTS and is_causal(request.model_dir):
         quantize_gated(model)
-        engine["onnxruntime"] = ">=1.23"  # which has 8-bit products in blocks
+        engine["onnxruntime"] = BLOCKWISE
     if precision == "fp16":
         halve_weights(model)
     elif precision == "int8":
         request.report("quantizing")
         quantize_dynamic(model, reduce_range=request.quantization.reduce_range)
+    elif precision == "int4":
+        request.report("quantizing")
+        quantize_whole_texts(model)
+        engine["onnxruntime"] = BLOCKWISE
     elif precision == "int8-static":
         request.report("calibrating")
         quantize_static(

@@ -93,13 +93,7 @@ def q_attention(
 def quantize_tables(model: ir.Model) -> None:
     """Embedding tables to int8 with a scale for each row: Gather of rows, Gather of scales."""
     graph = model.graph
-    for node in list(graph):
-        table = array_of(node.inputs[0]) if node.op_type == "Gather" else None
-        is_table = table is not None and table.ndim == 2 and table.dtype == np.float32
-        if table is None or not is_table or table.size < MIN_TABLE_SIZE:
-            continue
-        if "axis" in node.attributes and node.attributes["axis"].as_int() != 0:
-            continue
+    for node, table in tables(graph):
         assert node.inputs[0] is not None
         name, ids = node.inputs[0].name, node.inputs[1]
         q, scale = quantize_columns(table.T, reduce_range=False)
@@ -110,6 +104,20 @@ def quantize_tables(model: ir.Model) -> None:
             graph, node, rows, scales, cast, ir.node("Mul", [cast.outputs[0], scales.outputs[0]])
         )
     tidy(model)
+
+
+def tables(graph: ir.Graph) -> list[tuple[ir.Node, NDArray[np.float32]]]:
+    """The Gather of each large embedding table, and the table (V, H)."""
+    found: list[tuple[ir.Node, NDArray[np.float32]]] = []
+    for node in graph:
+        table = array_of(node.inputs[0]) if node.op_type == "Gather" else None
+        is_table = table is not None and table.ndim == 2 and table.dtype == np.float32
+        if table is None or not is_table or table.size < MIN_TABLE_SIZE:
+            continue
+        if "axis" in node.attributes and node.attributes["axis"].as_int() != 0:
+            continue
+        found.append((node, table))
+    return found
 
 
 def quantize_columns(

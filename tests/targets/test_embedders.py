@@ -209,13 +209,18 @@ def test_quantized_files_are_close(made, tmp_path):
         precision: answer(
             open_(target, made("llama"), tmp_path / precision, LAST, precision), batch_of(rows)
         )
-        for target, precision in (("gguf", "q8_0"), ("onnx", "fp16"), ("onnx", "int8"))
+        for target, precision in (
+            ("gguf", "q8_0"),
+            ("onnx", "fp16"),
+            ("onnx", "int8"),
+            ("onnx", "int4"),
+        )
     }
-    least = {"q8_0": 0.999, "fp16": 0.999, "int8": 0.98}
+    least = {"q8_0": 0.999, "fp16": 0.999, "int8": 0.98, "int4": 0.9}
     for precision, vectors in found.items():
         assert cosines(vectors, theirs).min() > least[precision], precision
-    sizes = {p: (tmp_path / p / "model.onnx").stat().st_size for p in ("fp16", "int8")}
-    assert sizes["int8"] < sizes["fp16"]
+    sizes = {p: (tmp_path / p / "model.onnx").stat().st_size for p in ("fp16", "int8", "int4")}
+    assert sizes["int4"] < sizes["int8"] < sizes["fp16"]
     ops = Counter(n.op_type for n in onnx.load(tmp_path / "int8" / "model.onnx").graph.node)
     assert ops["MatMulNBits"] == 2  # behind the gate, one a layer
     assert ops["MatMulInteger"] == 2 * 6 and ops["MatMul"] <= 1  # rotary positions
