@@ -48,6 +48,14 @@ class Trimmed:
 
 
 @dataclass(frozen=True)
+class Sparsified:
+    """What became of the merged model's weights."""
+
+    whole_dir: Path  # the merged model
+    report: dict[str, Any]  # method, pattern, layers, weights, zeros
+
+
+@dataclass(frozen=True)
 class Worst:
     """An evaluation text, or a prompt, on which a variant is farthest from the reference."""
 
@@ -93,6 +101,7 @@ class Context:
     text: TextLimits | None = None
     training: dict[str, Any] = field(default_factory=dict[str, Any])  # history, seconds, merge
     model_dir: Path | None = None  # Hugging Face model that targets lower
+    sparsified: Sparsified | None = None  # then `model_dir` is the model with zeros
     model_key: str = ""  # digest of what made it; whoever sets model_dir sets this
     tokenizer_dir: Path | None = None
     imatrix: Path | None = None  # importance matrix for GGUF's quantized types

@@ -140,6 +140,17 @@ def _check_found(
         )
 
 
+def linear_layers(body: Any) -> dict[str, Any]:
+    """The linear layers of a model's body by their names in it, without poolers."""
+    from torch.nn import Linear
+
+    return {
+        name: module
+        for name, module in body.named_modules()
+        if isinstance(module, Linear) and "pooler" not in name.split(".")
+    }
+
+
 def uses_type_ids(tokenizer: Any, config: Any) -> bool:
     """Whether the model tells the texts of a pair apart by token type ids."""
     return (

@@ -28,6 +28,7 @@ from edgelm.compiler.passes.merge import Merge
 from edgelm.compiler.passes.pack import SUFFIX, Pack, check_output
 from edgelm.compiler.passes.prepare import Prepare
 from edgelm.compiler.passes.reference import Reference
+from edgelm.compiler.passes.sparsify import Sparsify
 from edgelm.compiler.passes.trim import Trim
 from edgelm.compiler.passes.unpack import Unpack
 from edgelm.compiler.passes.verify import Verify
@@ -107,6 +108,7 @@ def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
         *([Trim()] if recipe.prune.vocab else []),
         passes.finetune(),
         passes.merge(),
+        *([Sparsify()] if recipe.prune.sparsity is not None else []),
         passes.reference(),
         *imatrix_passes(recipe),
         *verified,

@@ -21,6 +21,8 @@ from edgelm.runtime.schema import SchemaError, decode, encode
 Method = Literal["auto", "lora", "full", "none"]
 RowKind = Literal["auto", "messages", "instruction", "prompt", "text"]
 Calibration = Literal["minmax", "entropy", "percentile"]
+SparsityPattern = Literal["unstructured", "2:4"]
+SparsityMethod = Literal["magnitude", "wanda"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """What of the model is left out, before it is fine-tuned."""
+    """What of the model is left out: tokens before it is fine-tuned, weights after."""
 
     vocab: bool = option(
         False,
@@ -154,6 +156,23 @@ class PruneConfig:
         "Plain text, a text a line and with no labels, whose tokens are kept beside those of the "
         "training texts.",
         flag="--vocab-texts",
+    )
+    sparsity: float | None = option(
+        None,
+        "Classification and embeddings: this share of the weights of each linear layer becomes "
+        "zero, those that matter least. No engine here is faster or smaller by it.",
+        flag="--sparsity",
+    )
+    pattern: SparsityPattern = option(
+        "unstructured",
+        "Where the zeros may be: anywhere, or 2 of each 4 neighbours, with a sparsity of 0.5.",
+        flag="--sparsity-pattern",
+    )
+    method: SparsityMethod = option(
+        "wanda",
+        "How much a weight matters: its magnitude, or that times the norm of what it is "
+        "multiplied with on training texts (Wanda).",
+        flag="--sparsity-method",
     )
 
 

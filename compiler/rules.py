@@ -122,6 +122,21 @@ def check(recipe: Recipe) -> None:
 
 def _check_pruning(recipe: Recipe, rule: Rule) -> None:
     p = recipe.prune
+    if p.sparsity is not None:
+        rule(0 < p.sparsity < 1, "prune.sparsity", p.sparsity, "must be over 0 and under 1")
+        rule(
+            recipe.task != "text-generation", "prune.sparsity", p.sparsity,
+            "is for classification and embeddings",
+        )  # fmt: skip
+        rule(
+            p.pattern != "2:4" or p.sparsity == 0.5, "prune.sparsity", p.sparsity,
+            "the pattern 2:4 leaves half of the weights: must be 0.5",
+        )  # fmt: skip
+        rule(
+            p.method != "wanda" or recipe.data.train is not None, "prune.method", p.method,
+            "needs training texts: name them with --train FILE (with --no-train they are not "
+            "trained on), or take magnitude",
+        )  # fmt: skip
     if not p.vocab:
         for name, value in (("vocab_size", p.vocab_size), ("vocab_texts", p.vocab_texts)):
             says = "needs prune.vocab (--trim-vocab)"

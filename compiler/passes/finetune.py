@@ -10,7 +10,7 @@ import numpy as np
 
 from edgelm.compiler.context import Context, as_text, truth_matrix
 from edgelm.compiler.data import Dataset
-from edgelm.compiler.hf import load_model, load_tokenizer
+from edgelm.compiler.hf import linear_layers, load_model, load_tokenizer
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import Training, add_lora, make_trainer, method
 from edgelm.runtime.manifest import Task, TextLimits
@@ -66,17 +66,8 @@ def add_adapters(model: Any, recipe: Recipe) -> Any:
     ]
     if hasattr(getattr(model, encoder_name), "pooler"):
         heads.append(f"{encoder_name}.pooler")
-    return add_lora(model, recipe, _linear_layers(model, encoder_name), heads)
-
-
-def _linear_layers(model: Any, encoder_name: str) -> list[str]:
-    from torch.nn import Linear
-
-    return [
-        f"{encoder_name}.{name}"
-        for name, module in getattr(model, encoder_name).named_modules()
-        if isinstance(module, Linear) and "pooler" not in name.split(".")
-    ]
+    layers = [f"{encoder_name}.{name}" for name in linear_layers(getattr(model, encoder_name))]
+    return add_lora(model, recipe, layers, heads)
 
 
 def _metrics(task: Task, prediction: Any) -> dict[str, float]:

@@ -141,14 +141,20 @@ def _gguf_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def calibration_batches(context: Context) -> Iterable[TokenBatch]:
-    """A seeded sample of the training texts (evaluation texts are never used), tokenized."""
-    assert context.data and context.text and context.tokenizer_dir
-    texts: list[Text] = [as_text(e) for e in context.data.train]
+    """The calibration texts, tokenized."""
+    assert context.text and context.tokenizer_dir
+    texts = calibration_texts(context)
     if not texts:
         raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
-    rng = np.random.default_rng(context.recipe.seed)
-    n = min(len(texts), context.recipe.quantize.calibration_texts)
-    chosen = [texts[i] for i in sorted(rng.choice(len(texts), n, replace=False))]
-    tokens = Tokenizer(context.tokenizer_dir, context.text).encode(chosen)
+    tokens = Tokenizer(context.tokenizer_dir, context.text).encode(texts)
     for indices in plan_batches(tokens.lengths, CALIBRATION_LIMITS):
         yield tokens.batch(indices, context.text.pad_id)
+
+
+def calibration_texts(context: Context) -> list[Text]:
+    """A seeded sample of the training texts; evaluation texts are never used."""
+    assert context.data
+    texts: list[Text] = [as_text(e) for e in context.data.train]
+    rng = np.random.default_rng(context.recipe.seed)
+    n = min(len(texts), context.recipe.quantize.calibration_texts)
+    return [texts[i] for i in sorted(rng.choice(len(texts), n, replace=False))]

@@ -97,6 +97,7 @@ def _provenance(context: Context) -> dict[str, Any]:
         "edgelm": __version__,
         "model": {"name": context.recipe.model, "sha256": source.digest},
         **({"trim": trimmed.report} if trimmed else {}),
+        **({"sparsify": context.sparsified.report} if context.sparsified else {}),
         "data": {"sha256": context.data_digest},
         "stages": dict(context.digests),
         "packages": versions("torch", "transformers", "tokenizers", "numpy"),

@@ -1,6 +1,7 @@
 """reference: what the merged Hugging Face model answers; the oracle for every variant.
 
-Where the vocabulary was trimmed and nothing trained after, the model as it came in answers.
+Where weights were pruned and nothing trained after, the model before that answers: with all its
+weights, or its whole vocabulary.
 Also writes the bundle's tokenizer and proves that it gives the model's own token ids.
 """
 
@@ -80,6 +81,8 @@ def oracle_dir(context: Context) -> Path:
     assert context.model_dir is not None
     if context.trimmed is not None and not is_trained(context.recipe):
         return context.trimmed.original.folder
+    if context.sparsified is not None:
+        return context.sparsified.whole_dir
     return context.model_dir
 
 

@@ -119,6 +119,8 @@ def require_verified(context: Context) -> None:
     instead = f"use a higher precision instead of {names}, "
     if context.trimmed is not None:
         instead += "keep more of the vocabulary with --vocab-texts FILE, "
+    if context.sparsified is not None:
+        instead += "keep more of the weights with a lower prune.sparsity, "
     raise VerificationError(
         "verification failed, no bundle was written\n" + "\n".join(lines),
         hint=f"{instead}or state other limits under `verify`",

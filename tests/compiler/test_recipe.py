@@ -22,6 +22,7 @@ SAMPLES = {  # of leaves that have rules
     "targets": ["gguf:q8_0"],
     "train.method": "full",
     "data.train": "t.csv",
+    "prune.sparsity": 0.5,
 }
 NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "adapter": {"task": "text-generation"},
@@ -29,6 +30,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "prune.vocab": {"data.train": "t.csv"},
     "prune.vocab_size": {"data.train": "t.csv", "prune.vocab": True},
     "prune.vocab_texts": {"prune.vocab": True},
+    "prune.sparsity": {"data.train": "t.csv"},
 }
 FLAGS = {leaf.key: leaf.flag for leaf in leaves(Recipe)}
 LEAVES = [leaf for leaf in leaves(Recipe) if leaf.key != "model" and not leaf.is_mapping]
