@@ -167,14 +167,22 @@ def add_lora(model: Any, recipe: Recipe, linear: Sequence[str], in_full: Sequenc
 
 
 def make_trainer(
-    context: Context, checkpoints: Path, metric: str, arguments: dict[str, Any], **parts: Any
+    context: Context,
+    checkpoints: Path,
+    metric: str,
+    arguments: dict[str, Any],
+    *,
+    train: TrainConfig | None = None,
+    kind: Any = None,
+    **parts: Any,
 ) -> Any:
     """Trainer with what all trainings have in common. `metric` decides on stopping early; `parts`
-    go to Trainer, `arguments` over the common TrainingArguments."""
+    go to Trainer, `arguments` over the common TrainingArguments. `train` is the recipe's where left
+    out; `kind` is a subclass of Trainer."""
     import torch
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
-    train = settled(context.recipe)
+    train = train or settled(context.recipe)
     early = train.early_stop > 0
     common: dict[str, Any] = dict(
         output_dir=str(checkpoints),
@@ -207,7 +215,9 @@ def make_trainer(
     callbacks: list[Any] = [_progress_callback(context)]
     if early:
         callbacks.append(EarlyStoppingCallback(train.early_stop))
-    trainer = Trainer(args=TrainingArguments(**common | arguments), callbacks=callbacks, **parts)
+    trainer = (kind or Trainer)(
+        args=TrainingArguments(**common | arguments), callbacks=callbacks, **parts
+    )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, where results alone belong
     return trainer
 
