@@ -100,6 +100,9 @@ class Context:
     task: Task | None = None
     text: TextLimits | None = None
     training: dict[str, Any] = field(default_factory=dict[str, Any])  # history, seconds, merge
+    taught: Path | None = None  # the teacher's answers to the texts of a student
+    original: NDArray[np.float32] | None = None  # before shrinking, of the evaluation texts
+    original_metrics: dict[str, float] = field(default_factory=dict[str, float])
     model_dir: Path | None = None  # Hugging Face model that targets lower
     sparsified: Sparsified | None = None  # then `model_dir` is the model with zeros
     model_key: str = ""  # digest of what made it; whoever sets model_dir sets this

@@ -18,6 +18,7 @@ from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.runtime.tokenizer import Text
 from edgelm.targets.base import missing
+from edgelm.targets.encoders import load_narrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,19 +98,25 @@ def load_model(folder: Path, task: Task, *, new_head: bool) -> Any:
         use_safetensors=True, trust_remote_code=False, dtype="float32", output_loading_info=True
     )
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if task.kind == "feature-extraction":
+            narrow = load_narrow(AutoModel, folder, config)
+            if narrow is not None:
+                return narrow
             model, found = AutoModel.from_pretrained(folder, **options)
         elif task.kind == "text-generation":
             decoder: Any = AutoModelForCausalLM
             model, found = decoder.from_pretrained(folder, **options)
         else:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {label: i for i, label in enumerate(task.labels)}
             if task.problem == "single_label":
                 config.problem_type = "single_label_classification"
             else:
                 config.problem_type = "multi_label_classification"
+            narrow = load_narrow(AutoModelForSequenceClassification, folder, config)
+            if narrow is not None:
+                return narrow
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, ignore_mismatched_sizes=new_head, **options
             )

@@ -53,6 +53,7 @@ def build_manifest(context: Context, name: str, variants: Iterable[VariantState]
         files=(),
         variants=tuple(manifest_variant(v) for v in variants),
         reference={k: round(v, 6) for k, v in context.reference_metrics.items()},
+        original={k: round(v, 6) for k, v in context.original_metrics.items()},
         golden=tuple(
             GoldenText(*t) if isinstance(t, tuple) else GoldenText(t) for t in context.golden
         ),

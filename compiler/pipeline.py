@@ -28,7 +28,9 @@ from edgelm.compiler.passes.merge import Merge
 from edgelm.compiler.passes.pack import SUFFIX, Pack, check_output
 from edgelm.compiler.passes.prepare import Prepare
 from edgelm.compiler.passes.reference import Reference
+from edgelm.compiler.passes.shrink import Shrink, is_shrunk
 from edgelm.compiler.passes.sparsify import Sparsify
+from edgelm.compiler.passes.teach import Teach
 from edgelm.compiler.passes.trim import Trim
 from edgelm.compiler.passes.unpack import Unpack
 from edgelm.compiler.passes.verify import Verify
@@ -108,6 +110,7 @@ def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
         *([Trim()] if recipe.prune.vocab else []),
         passes.finetune(),
         passes.merge(),
+        *([Teach(), Shrink()] if is_shrunk(recipe) else []),
         *([Sparsify()] if recipe.prune.sparsity is not None else []),
         passes.reference(),
         *imatrix_passes(recipe),

@@ -138,7 +138,8 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """What of the model is left out: tokens before it is fine-tuned, weights after."""
+    """What of the model is left out: tokens before it is fine-tuned; later layers, heads, columns,
+    after which it learns from what it was (see `distil`); single weights last."""
 
     vocab: bool = option(
         False,
@@ -173,6 +174,65 @@ class PruneConfig:
         "How much a weight matters: its magnitude, or that times the norm of what it is "
         "multiplied with on training texts (Wanda).",
         flag="--sparsity-method",
+    )
+    layers: float | None = option(
+        None,
+        "Encoders: layers left out, evenly; under 1 a share, else a number.",
+        flag="--prune-layers",
+    )
+    heads: float | None = option(
+        None,
+        "Encoders: attention heads that each layer loses, those that matter least; under 1 a "
+        "share, else a number. GGUF files keep them as zeros and gain nothing.",
+        flag="--prune-heads",
+    )
+    ffn: float | None = option(
+        None,
+        "Encoders: feed-forward columns that each layer loses, those that matter least; under 1 a "
+        "share, else a number.",
+        flag="--prune-ffn",
+    )
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """A smaller model, the student, learns from the (fine-tuned) model, its teacher, and takes its
+    place: with `prune`, or with another checkpoint. The teacher is asked once for each text."""
+
+    student: str | None = option(
+        None,
+        "A smaller Hugging Face directory, or `pkg:PACKAGE/PATH`, with the same vocabulary, in "
+        "place of a pruned model.",
+        flag="--student",
+    )
+    unlabelled: str | None = option(
+        None, "Plain text, a text a line, to ask the teacher about beside the training texts.",
+        flag="--unlabelled",
+    )  # fmt: skip
+    epochs: float = option(8.0, "Passes over all texts.", flag="--distil-epochs")
+    learning_rate: float = option(3e-4, "Peak learning rate.", flag="--distil-learning-rate")
+    temperature: float = option(
+        2.0, "Softens the labels of teacher and student alike.", flag="--distil-temperature"
+    )
+    label_weight: float = option(
+        0.5, "Weight of the loss on given labels; that on the teacher's is 1.",
+        flag="--distil-label-weight",
+    )  # fmt: skip
+    hidden_weight: float = option(
+        1.0,
+        "Weight of the loss on the teacher's hidden states behind each layer that is kept; 2 "
+        "bytes a value in the cache, none with 0.",
+        flag="--distil-hidden-weight",
+    )
+    steps: int = option(
+        1, "Heads and columns are left out in so many steps, with the epochs shared out between.",
+        flag="--distil-steps",
+    )  # fmt: skip
+    max_drop: float = option(
+        0.02,
+        "Largest loss of each variant's metric against the model before pruning and distilling, in "
+        "0 to 1; of embeddings without scored pairs that is the mean cosine with those before.",
+        flag="--max-original-drop",
     )
 
 
@@ -372,6 +432,7 @@ class Recipe:
     train: TrainConfig = section(TrainConfig, "Fine-tuning.")
     lora: LoraConfig = section(LoraConfig, "Adapters.")
     prune: PruneConfig = section(PruneConfig, "Leaving out parts of the model.")
+    distil: DistilConfig = section(DistilConfig, "Learning from the model as a teacher.")
     quantize: QuantizeConfig = section(QuantizeConfig, "Quantization.")
     gguf: GgufConfig = section(GgufConfig, "GGUF files.")
     verify: VerifyConfig = section(VerifyConfig, "Verification.")

@@ -117,6 +117,7 @@ def check(recipe: Recipe) -> None:
     size = recipe.gguf.split_size_mb
     rule(size is None or size >= 1, "gguf.split_size_mb", size, "must be at least 1")
     _check_pruning(recipe, rule)
+    _check_shrinking(recipe, rule)
     _check_generation(recipe, rule)
 
 
@@ -154,6 +155,46 @@ def _check_pruning(recipe: Recipe, rule: Rule) -> None:
     rule(
         p.vocab_size is None or p.vocab_size >= 1, "prune.vocab_size", p.vocab_size, "must be >= 1"
     )
+
+
+def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
+    p, d = recipe.prune, recipe.distil
+    cuts = {"layers": p.layers, "heads": p.heads, "ffn": p.ffn}
+    for name, value in cuts.items():
+        if value is None:
+            continue
+        rule(
+            0 < value < 1 or (1 <= value < math.inf and value == int(value)), f"prune.{name}",
+            value, "must be a share under 1, or a whole number",
+        )  # fmt: skip
+        rule(
+            recipe.task != "text-generation", f"prune.{name}", value,
+            "is for encoders, not for text-generation",
+        )  # fmt: skip
+        says = "is for a model that loses parts: leave distil.student out"
+        rule(d.student is None, f"prune.{name}", value, says)
+    for name, value in (("student", d.student), ("unlabelled", d.unlabelled)):
+        rule(
+            value is None or recipe.task != "text-generation", f"distil.{name}", value,
+            "is for encoders, not for text-generation",
+        )  # fmt: skip
+    is_shrunk = d.student is not None or any(value is not None for value in cuts.values())
+    says = "needs something to learn for: prune.layers, prune.heads, prune.ffn or distil.student"
+    rule(d.unlabelled is None or is_shrunk, "distil.unlabelled", d.unlabelled, says)
+    says = "needs texts to ask the teacher about: --train FILE (with --no-train it is not "
+    says += "fine-tuned on) or --unlabelled FILE"
+    has_texts = recipe.data.train is not None or d.unlabelled is not None
+    rule(not is_shrunk or has_texts, "distil", "no texts", says)
+    rule(0 < d.epochs < math.inf, "distil.epochs", d.epochs, "must be above 0, and a number")
+    rule(
+        0 < d.learning_rate < 1, "distil.learning_rate", d.learning_rate, "must lie between 0 and 1"
+    )
+    for name in ("temperature", "label_weight", "hidden_weight"):
+        value = getattr(d, name)
+        rule(0 <= value < math.inf, f"distil.{name}", value, "must be 0 or more, and a number")
+    rule(d.temperature > 0, "distil.temperature", d.temperature, "must be above 0")
+    rule(1 <= d.steps <= 20, "distil.steps", d.steps, "must be 1 to 20")
+    rule(0 <= d.max_drop <= 1, "distil.max_drop", d.max_drop, "must be 0 to 1")
 
 
 def _is_pattern(text: str) -> bool:

@@ -141,6 +141,8 @@ class Manifest:
     files: tuple[FileEntry, ...]  # everything outside variants/: tokenizer, report, card, recipe
     variants: tuple[Variant, ...]
     reference: dict[str, float] = field(default_factory=dict[str, float])
+    # metrics of the model before it was pruned or distilled; the reference is the smaller one
+    original: dict[str, float] = field(default_factory=dict[str, float])
     golden: tuple[GoldenText, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 

@@ -76,8 +76,9 @@ def kept_and_rest(log_probs: Tensor, ids: Tensor) -> Tensor:
 
 def hidden_states(student: Tensor, teacher: Tensor) -> Tensor:
     """States (N, H) of N real tokens each -> mean squared difference (Jiao et al. 2019,
-    arXiv:1909.10351); `relations` is for unequal sizes."""
-    return mse_loss(student.float(), teacher.float().detach())
+    arXiv:1909.10351), as a share of the teacher's mean square; `relations` is for unequal sizes."""
+    wanted = teacher.float().detach()
+    return mse_loss(student.float(), wanted) / wanted.square().mean()
 
 
 def relations(student: Tensor, teacher: Tensor, mask: Tensor, n_heads: int) -> Tensor:

@@ -81,6 +81,11 @@ def check_matrix(recipe: Recipe, spec: str) -> None:
     types = recipe.quantize.tensor_types.values()
     if target == "gguf" and needs_matrix(precision, types) and not uses_matrix(recipe, spec):
         raise RecipeError(f"{spec} cannot be made without an importance matrix", hint=HINT)
+    if recipe.prune.heads is not None and uses_matrix(recipe, spec):
+        raise RecipeError(
+            f"{spec}: an importance matrix has no values for heads that prune.heads leaves out",
+            hint="state --imatrix none, a type of 6 bits or more, or no --prune-heads",
+        )
 
 
 def imatrix_passes(recipe: Recipe) -> list[Pass]:

@@ -31,6 +31,8 @@ from edgelm.runtime.manifest import TextLimits
 from edgelm.runtime.metrics import classification_metrics, cosine, spearman
 from edgelm.runtime.tokenizer import FILE_NAME, Text, Tokenizer
 
+ORIGINAL_COSINE = "original_cosine"  # the metric's name
+
 
 class Reference(Pass):
     """Sets context.reference, .reference_metrics, .tokenizer_dir and .golden."""
@@ -79,7 +81,8 @@ class Reference(Pass):
 def oracle_dir(context: Context) -> Path:
     """The Hugging Face model that variants have to answer like."""
     assert context.model_dir is not None
-    if context.trimmed is not None and not is_trained(context.recipe):
+    was_trained = is_trained(context.recipe) or context.original is not None  # as a student
+    if context.trimmed is not None and not was_trained:
         return context.trimmed.original.folder
     if context.sparsified is not None:
         return context.sparsified.whole_dir
@@ -123,13 +126,17 @@ def check_token_ids(tokenizer: Any, runtime: Tokenizer, texts: list[Text]) -> No
 
 
 def metrics_of(context: Context, outputs: NDArray[np.float32]) -> dict[str, float]:
-    """Metrics of raw outputs on the evaluation texts, where the data can tell."""
+    """Metrics of raw outputs on the evaluation texts, where the data can tell; of the embeddings of
+    a model that was made smaller also how near they are to those before."""
     assert context.data and context.task
     examples = context.data.eval
     if context.task.kind == "text-classification":
         return classification_metrics(context.task, truth_matrix(context.task, examples), outputs)
     scores = [e.score for e in examples if e.score is not None and e.pair is not None]
     n = len(examples)
-    if len(scores) != n or len(outputs) != 2 * n or n < 2:
-        return {}
-    return {"spearman": spearman(np.array(scores), cosine(outputs[:n], outputs[n:]))}
+    found: dict[str, float] = {}
+    if len(scores) == n and len(outputs) == 2 * n and n >= 2:
+        found["spearman"] = spearman(np.array(scores), cosine(outputs[:n], outputs[n:]))
+    if context.original is not None:
+        found[ORIGINAL_COSINE] = float(cosine(context.original, outputs).mean())
+    return found

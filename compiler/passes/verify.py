@@ -6,6 +6,7 @@ limit does not run the engine again.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from edgelm.compiler.limits import failures, limits_for
 from edgelm.compiler.machine import machine_id
 from edgelm.compiler.packing import manifest_variant
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.reference import metrics_of
+from edgelm.compiler.passes.reference import ORIGINAL_COSINE, metrics_of
 from edgelm.runtime.engine import Device, EngineOptions
 from edgelm.runtime.errors import VerificationError
 from edgelm.runtime.manifest import Parity, Task
-from edgelm.runtime.metrics import agreement, cosine, kl_divergence
+from edgelm.runtime.metrics import agreement, cosine, kl_divergence, main_metric
 from edgelm.runtime.predictions import label_matrix, probabilities
 from edgelm.runtime.runner import Runner
 from edgelm.runtime.tokenizer import Tokenizer
@@ -85,6 +86,8 @@ class Verify(Pass):
         state.failures = failures(
             task, limits, state.parity, state.metrics, context.reference_metrics
         )
+        if context.original is not None:
+            state.failures += original_failures(context, state.metrics)
 
 
 def compare(task: Task, reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> Parity:
@@ -99,6 +102,22 @@ def compare(task: Task, reference: NDArray[np.float32], outputs: NDArray[np.floa
         diff,
         agreement=float(agreement(task, reference, outputs).mean()),
         kl_divergence=float(kl_divergence(task, reference, outputs).mean()),
+    )
+
+
+def original_failures(context: Context, metrics: dict[str, float]) -> tuple[str, ...]:
+    """Whether a variant loses too much against the model before it was made smaller: of the main
+    metric, or of embeddings that have none, of the mean cosine with those before."""
+    assert context.task is not None
+    name, limit = main_metric(context.task), context.recipe.distil.max_drop
+    if name not in context.original_metrics:
+        name = ORIGINAL_COSINE
+    before, now = context.original_metrics[name], metrics.get(name, math.nan)
+    if before - now <= limit + 1e-9:
+        return ()
+    return (
+        f"{name} {now:.4f} is {before - now:.4f} under the {before:.4f} of the model before it was "
+        f"made smaller, the limit is {limit:.4f} (distil.max_drop)",
     )
 
 

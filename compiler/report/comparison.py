@@ -43,6 +43,10 @@ def comparison(data: EncoderData) -> Section:
     reference = ["reference", "transformers", "fp32", DASH]
     reference += [decimal(manifest.reference[m]) for m in metrics]
     rows = [row(*reference, *[DASH] * (len(head) - len(reference)))]
+    if manifest.original:  # the reference is a smaller model's
+        original = ["original", "transformers", "fp32", DASH]
+        original += [decimal(manifest.original.get(m)) for m in metrics]
+        rows.insert(0, row(*original, *[DASH] * (len(head) - len(original))))
     for variant in manifest.variants:
         limits = data.limits.get(variant.name)
         cells: list[str | Cell] = [variant.name, variant.target, variant.precision]
@@ -63,6 +67,8 @@ def comparison(data: EncoderData) -> Section:
         + ": p50 and p95 for one text of median length, texts/s for the evaluation texts in "
         "batches. MB is a million bytes."
     )
+    if manifest.original:
+        caption += " Original is the model before it was made smaller, reference what was made."
     if data.limits:
         caption += (
             " The small numbers are limits; a difference of a single text is let pass below fp32."

@@ -16,6 +16,7 @@ import numpy as np
 from edgelm.runtime.engine import TokenBatch
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task, TextLimits
+from edgelm.targets.encoders import HEADS
 from edgelm.targets.gguf.families import make_plan
 from edgelm.targets.gguf.imatrix import CHUNK_TOKENS, Imatrix, wanted
 from edgelm.targets.gguf.plan import Config
@@ -38,8 +39,9 @@ def collect(
     """Run `model`, which was loaded from `model_dir`, over the batches; one batch in memory at a
     time. `advance` is told the tokens of each.
 
-    Raises ModelError for a model that the gguf target does not know, for one whose layers are not
-    found, for activations that are not finite, and when there are no batches."""
+    Raises ModelError for a model that the gguf target does not know, for one with fewer heads or
+    whose layers are not found, for activations that are not finite, and when there are no
+    batches."""
     import torch
 
     layers = _layers(model, model_dir, task, text)
@@ -113,6 +115,11 @@ def _mask(batch: TokenBatch) -> torch.Tensor:
 def _layers(model: Any, model_dir: Path, task: Task, text: TextLimits) -> list[tuple[str, Any]]:
     """(name in the file, the linear layer) of every matrix that is looked at."""
     values = json.loads((model_dir / "config.json").read_text("utf-8"))
+    if values.get(HEADS) is not None:
+        raise ModelError(
+            "an importance matrix has no values for heads that were left out",
+            hint="state --imatrix none, a type of 6 bits or more, or no --prune-heads",
+        )
     with Weights(model_dir) as weights:
         plan = make_plan(Config(values), weights, task, text)
         sources = {move.name: move.source for move in plan.moves if move.is_matrix}

@@ -7,10 +7,11 @@ a file of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
+from edgelm.targets.encoders import HEADS, NAMES
 from edgelm.targets.gguf.head import Head
 from edgelm.targets.gguf.plan import Config, Move, Plan, PoolingMode
 from edgelm.targets.gguf.weights import Weights
@@ -19,47 +20,10 @@ GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python")
 _WHY = "llama.cpp's graph for BERT does not look at it"
 
 
-@dataclass(frozen=True)
-class Names:
-    """Where one family keeps the parts of a layer; `{i}` is the layer's number."""
-
-    prefix: str
-    layer: str
-    parts: dict[str, str]
-
-
-_BERT_PARTS = {
-    "attn_q": "attention.self.query",
-    "attn_k": "attention.self.key",
-    "attn_v": "attention.self.value",
-    "attn_output": "attention.output.dense",
-    "attn_output_norm": "attention.output.LayerNorm",
-    "ffn_up": "intermediate.dense",
-    "ffn_down": "output.dense",
-    "layer_output_norm": "output.LayerNorm",
-}
-_DISTIL_PARTS = {
-    "attn_q": "attention.q_lin",
-    "attn_k": "attention.k_lin",
-    "attn_v": "attention.v_lin",
-    "attn_output": "attention.out_lin",
-    "attn_output_norm": "sa_layer_norm",
-    "ffn_up": "ffn.lin1",
-    "ffn_down": "ffn.lin2",
-    "layer_output_norm": "output_layer_norm",
-}
-_NAMES = {
-    "bert": Names("bert.", "encoder.layer.{i}.", _BERT_PARTS),
-    "roberta": Names("roberta.", "encoder.layer.{i}.", _BERT_PARTS),
-    "xlm-roberta": Names("roberta.", "encoder.layer.{i}.", _BERT_PARTS),
-    "distilbert": Names("distilbert.", "transformer.layer.{i}.", _DISTIL_PARTS),
-}
-
-
 def plan_bert(config: Config, weights: Weights, task: Task) -> Plan:
     """The plan for one of the four families. Raises ModelError."""
     family = str(config.values.get("model_type"))
-    names = _NAMES[family]
+    names = NAMES[family]
     distil = family == "distilbert"
     config.require("activation" if distil else "hidden_act", "gelu", GELUS, _WHY)
     config.require("position_embedding_type", "absolute", ("absolute",), _WHY)
@@ -81,17 +45,23 @@ def plan_bert(config: Config, weights: Weights, task: Task) -> Plan:
     if not distil:
         moves.append(Move("token_types.weight", f"{at}token_type_embeddings.weight"))
         n_types = weights.shape(f"{at}token_type_embeddings.weight")[0]
-    n_layers = config.count("n_layers" if distil else "num_hidden_layers")
+    n_layers, n_hidden = config.count(names.n_layers), config.count(names.hidden)
+    # the graph has no fewer heads: those left out come back as zeros, which answer nothing
+    pad = n_hidden if config.get(HEADS, None) is not None else 0
     for i in range(n_layers):
-        layer = prefix + names.layer.format(i=i)
-        for part, source in names.parts.items():
-            moves += _pair(f"blk.{i}.{part}", layer + source, is_matrix="norm" not in part)
+        for part in names.parts:
+            is_padded = pad if part in ("attn_q", "attn_k", "attn_v") else 0
+            weight, bias = _pair(
+                f"blk.{i}.{part}", prefix + names.part(i, part), is_matrix="norm" not in part
+            )
+            moves.append(replace(weight, rows=is_padded, columns=pad * (part == "attn_output")))
+            moves.append(replace(bias, rows=is_padded))
     pooling, head_moves, head = _head(family, prefix, weights, task)
     keys = {
         "block_count": n_layers,
-        "embedding_length": config.count("dim" if distil else "hidden_size"),
-        "feed_forward_length": config.count("hidden_dim" if distil else "intermediate_size"),
-        "attention.head_count": config.count("n_heads" if distil else "num_attention_heads"),
+        "embedding_length": n_hidden,
+        "feed_forward_length": config.count(names.width),
+        "attention.head_count": config.count(names.n_heads),
         "attention.layer_norm_epsilon": 1e-12 if distil else config.number("layer_norm_eps", 1e-12),
     }
     return Plan(

@@ -27,6 +27,8 @@ class Move:
     skip_rows: int = 0  # leading rows left behind
     n_heads: int = 0  # not 0: the rows of each head are laid out for rope over neighbours
     shift: float = 0.0  # added to every value
+    rows: int = 0  # not 0: so many rows, those that the checkpoint lacks are zeros
+    columns: int = 0  # the same of columns
 
 
 @dataclass(frozen=True)

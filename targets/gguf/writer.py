@@ -59,7 +59,9 @@ def write_gguf(
 
 def _shape(weights: Weights, move: Move) -> tuple[int, ...]:
     rows, *rest = weights.shape(move.source)
-    return (rows - move.skip_rows, *rest)
+    if move.columns:
+        rest[-1] = move.columns
+    return (move.rows or rows - move.skip_rows, *rest)
 
 
 def _write_tensor(writer: Any, blocks: Iterator[NDArray[Any]]) -> None:
@@ -78,7 +80,13 @@ def _blocks(weights: Weights, move: Move, precision: str) -> Iterator[NDArray[An
             block = interleave(block, head_rows)
         if move.shift:
             block = to_float32(block) + np.float32(move.shift)
+        if move.columns:
+            block = np.pad(block, ((0, 0), (0, move.columns - block.shape[1])))
         yield np.ascontiguousarray(convert(block, precision, move.source))
+    _, *rest = shape = _shape(weights, move)
+    missing = shape[0] - (weights.shape(move.source)[0] - move.skip_rows)
+    if missing:
+        yield np.zeros((missing, *rest), FLOATS[precision])
 
 
 def interleave(rows: NDArray[Any], head_rows: int) -> NDArray[Any]:

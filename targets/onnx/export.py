@@ -14,10 +14,11 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Pooling, Task
+from edgelm.targets.encoders import load_narrow
 from edgelm.targets.onnx import attention
 
 OPSET = 21
@@ -65,7 +66,8 @@ def load(model_dir: Path, task: Task, implementation: str) -> torch.nn.Module:
     """The model in float32, ready to predict. Raises ModelError."""
     auto = AutoModel if task.kind == "feature-extraction" else AutoModelForSequenceClassification
     try:
-        model = auto.from_pretrained(
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+        model = load_narrow(auto, model_dir, config, implementation) or auto.from_pretrained(
             model_dir,
             attn_implementation=implementation,
             dtype=torch.float32,
@@ -73,7 +75,7 @@ def load(model_dir: Path, task: Task, implementation: str) -> torch.nn.Module:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, RuntimeError) as err:
         raise ModelError(f"{model_dir}: transformers cannot load it: {err}") from err
     return model.eval()
 

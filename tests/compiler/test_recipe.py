@@ -31,6 +31,9 @@ NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "prune.vocab_size": {"data.train": "t.csv", "prune.vocab": True},
     "prune.vocab_texts": {"prune.vocab": True},
     "prune.sparsity": {"data.train": "t.csv"},
+    **{f"prune.{part}": {"data.train": "t.csv"} for part in ("layers", "heads", "ffn")},
+    "distil.student": {"data.train": "t.csv"},
+    "distil.unlabelled": {"prune.layers": 1.0},
 }
 FLAGS = {leaf.key: leaf.flag for leaf in leaves(Recipe)}
 LEAVES = [leaf for leaf in leaves(Recipe) if leaf.key != "model" and not leaf.is_mapping]
@@ -177,7 +180,8 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
 def test_dump_loads_to_an_equal_recipe_and_tells_the_origins(tmp_path: Path) -> None:
     overrides = {leaf.key: sample(leaf) for leaf in LEAVES} | {"model": "我/m"}
     other_tasks = [key for key, needs in NEEDS.items() if "task" in needs]
-    for key in ("task", *other_tasks):  # which have no say with train.method, data.pair, …
+    # which have no say with train.method, data.pair, prune.layers, …
+    for key in ("task", "distil.student", *other_tasks):
         del overrides[key]
     overrides["quantize.tensor_types"] = {"ffn_(up|down)": "q6_k"}
     overrides["verify.limits"] = {"gguf:q8_0": {"max_drop": 1e-5}}

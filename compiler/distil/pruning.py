@@ -1,0 +1,181 @@
+"""Structured pruning of encoders: whole layers, heads and feed-forward columns are left out.
+
+What matters is measured on the user's texts. Where there is a loss, by what it would change to
+first order if the part were gone: |dL/dm| for a mask m of ones that the part is multiplied with,
+summed over texts (Michel et al. 2019, arXiv:1905.10650; Molchanov et al. 2019, arXiv:1906.10771).
+Where there is none, by the mean square of what the part adds to the layer's output.
+
+Letters: L layers, N heads of D values, F feed-forward columns, B texts, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgelm.targets.encoders import HEADS, names_of, resize
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large an encoder is."""
+
+    layers: int
+    heads: int
+    ffn: int
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Of each part of each layer; larger is more."""
+
+    layers: Tensor  # (L,): how much a layer turns the states that go through it
+    heads: Tensor  # (L, N)
+    ffn: Tensor  # (L, F)
+
+
+def shape_of(config: Any) -> Shape:
+    """Raises ModelError for families that lose no parts."""
+    names = names_of(config.model_type)
+    heads = getattr(config, HEADS, None) or getattr(config, names.n_heads)
+    return Shape(getattr(config, names.n_layers), heads, getattr(config, names.width))
+
+
+def left(whole: int, out: float | None, multiple: int = 1) -> int:
+    """How many of `whole` are left of which `out` are left out: a share under 1, else a count;
+    at least one `multiple`, and whole multiples."""
+    if not out:
+        return whole
+    rest = whole * (1 - out) if out < 1 else whole - out
+    return min(whole, max(1, round(rest / multiple)) * multiple)
+
+
+def smaller(shape: Shape, prune: Any) -> Shape:
+    """What the recipe's `prune` leaves. Columns are left in blocks that engines like."""
+    block = 256
+    while block > 8 and (shape.ffn % block or shape.ffn < 8 * block):
+        block //= 2
+    if shape.ffn % block:
+        block = 1
+    return Shape(
+        layers=left(shape.layers, prune.layers),
+        heads=left(shape.heads, prune.heads),
+        ffn=left(shape.ffn, prune.ffn, block),
+    )
+
+
+def evenly(n_layers: int, n_kept: int) -> list[int]:
+    """Numbers of the layers kept, evenly apart; the last is always one of them."""
+    return [(i + 1) * n_layers // n_kept - 1 for i in range(n_kept)]
+
+
+def measure(
+    model: Any,
+    batches: Iterable[dict[str, Any]],
+    loss: Callable[[Any, dict[str, Any]], Tensor] | None,
+) -> Importance:
+    """Run the model over batches of inputs (and `labels`, where `loss` takes them from there).
+
+    `loss(outputs, batch)` is summed over the texts of a batch; None where there is none."""
+    body = getattr(model, model.base_model_prefix, model)
+    names, shape = names_of(model.config.model_type), shape_of(model.config)
+    masks: dict[tuple[int, str], Tensor] = {}
+    seen: dict[tuple[int, str], Tensor] = {}
+    sums = {
+        "attn_output": torch.zeros(shape.layers, shape.heads),
+        "ffn_down": torch.zeros(shape.layers, shape.ffn),
+    }
+    turned = torch.zeros(shape.layers)
+    n_tokens = 0
+
+    def watch(module: Any, inputs: tuple[Any, ...], place: tuple[int, str]) -> tuple[Any, ...]:
+        (x,) = inputs  # (B, T, K)
+        if loss is None:
+            seen[place] = x.detach()
+            return inputs
+        n_parts = sums[place[1]].shape[1]
+        masks[place] = torch.ones(len(x), 1, n_parts, 1, requires_grad=True)
+        return ((x.unflatten(-1, (n_parts, -1)) * masks[place]).flatten(-2),)
+
+    was_training = model.training
+    model.eval()
+    with ExitStack() as hooks:
+        for i in range(shape.layers):
+            for name in sums:
+                module = body.get_submodule(names.part(i, name))
+                handle = module.register_forward_pre_hook(
+                    lambda m, x, place=(i, name): watch(m, x, place)
+                )
+                hooks.callback(handle.remove)
+        for batch in batches:
+            given = {k: v for k, v in batch.items() if k != "labels"}
+            with torch.set_grad_enabled(loss is not None):
+                outputs = model(**given, output_hidden_states=True)
+                mask = batch["attention_mask"].bool()
+                if loss is not None:
+                    places = list(masks)
+                    found = torch.autograd.grad(loss(outputs, batch), [masks[p] for p in places])
+                    for (i, name), gradient in zip(places, found, strict=True):
+                        sums[name][i] += gradient.abs().sum(0).flatten()
+                else:
+                    for (i, name), x in seen.items():
+                        weight = body.get_submodule(names.part(i, name)).weight
+                        sums[name][i] += _added(x[mask], weight, sums[name].shape[1])
+            states = [s.detach()[mask] for s in outputs.hidden_states]
+            for i in range(shape.layers):
+                cosine = torch.nn.functional.cosine_similarity(states[i], states[i + 1])
+                turned[i] += (1 - cosine).sum()
+            n_tokens += int(mask.sum())
+    model.train(was_training)
+    return Importance(turned / max(1, n_tokens), sums["attn_output"], sums["ffn_down"])
+
+
+def _added(x: Tensor, weight: Tensor, n_parts: int) -> Tensor:
+    """Inputs (N, K) of a linear layer with the weight (H, K) -> the squared length of what each of
+    the `n_parts` of K adds to the output, summed over N."""
+    if n_parts == x.shape[1]:
+        return x.square().sum(0) * weight.square().sum(0)
+    size = x.shape[1] // n_parts
+    parts = [slice(p * size, (p + 1) * size) for p in range(n_parts)]
+    return torch.stack([(x[:, at] @ weight[:, at].T).square().sum() for at in parts])
+
+
+def keep_layers(model: Any, kept: Sequence[int]) -> None:
+    """Leave the model with these of its layers."""
+    names = names_of(model.config.model_type)
+    body = getattr(model, model.base_model_prefix, model)
+    parent, _, name = names.layer.removesuffix(".{i}.").rpartition(".")
+    layers = getattr(body.get_submodule(parent), name)
+    setattr(body.get_submodule(parent), name, torch.nn.ModuleList(layers[i] for i in kept))
+    setattr(model.config, names.n_layers, len(kept))
+
+
+def keep_best(model: Any, importance: Importance, shape: Shape) -> None:
+    """Leave each layer with its most important heads and columns, as many as `shape` has."""
+    config, names = model.config, names_of(model.config.model_type)
+    body = getattr(model, model.base_model_prefix, model)
+    now = shape_of(config)
+    size = getattr(config, names.hidden) // getattr(config, names.n_heads)
+    for i in range(now.layers):
+        if shape.heads < now.heads:
+            heads = _largest(importance.heads[i], shape.heads)
+            places = [h * size + d for h in heads for d in range(size)]
+            for name in ("attn_q", "attn_k", "attn_v"):
+                resize(body, names.part(i, name), rows=places)
+            resize(body, names.part(i, "attn_output"), columns=places)
+        if shape.ffn < now.ffn:
+            columns = _largest(importance.ffn[i], shape.ffn)
+            resize(body, names.part(i, "ffn_up"), rows=columns)
+            resize(body, names.part(i, "ffn_down"), columns=columns)
+    if shape.heads < now.heads:
+        setattr(config, HEADS, shape.heads)
+    setattr(config, names.width, shape.ffn)
+
+
+def _largest(values: Tensor, n: int) -> list[int]:
+    return sorted(values.argsort(descending=True, stable=True)[:n].tolist())

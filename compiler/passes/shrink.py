@@ -1,0 +1,305 @@
+"""shrink: a smaller model learns from the one that was made so far, and takes its place.
+
+FOLDER/step-N/     what a step has trained, and its checkpoints while it does
+FOLDER/model/      the student, a plain Hugging Face directory
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgelm.compiler.context import Context
+from edgelm.compiler.distil.teacher import ROW, Teacher
+from edgelm.compiler.distil.texts import UNLABELLED, learning_rows
+from edgelm.compiler.distil.trainer import Loss, Taught, trainer_class
+from edgelm.compiler.hf import (
+    load_model,
+    load_tokenizer,
+    pool,
+    seed_everything,
+    torch_threads,
+    versions,
+)
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.intake import find_model, read_source
+from edgelm.compiler.passes.teach import hidden_layers
+from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.training import (
+    CHECKPOINTS,
+    epoch_rows,
+    last_checkpoint,
+    make_trainer,
+    settled,
+    uses_bf16,
+)
+from edgelm.runtime.errors import ModelError
+from edgelm.runtime.files import replace_tree
+from edgelm.runtime.schema import encode
+
+if TYPE_CHECKING:
+    from edgelm.compiler.distil.pruning import Shape
+
+PROBES = 512  # texts that importance is measured on
+PROBE_BATCH = 16
+
+
+def is_shrunk(recipe: Recipe) -> bool:
+    """Whether this compile ends in a smaller model."""
+    prune = recipe.prune
+    cuts = (prune.layers, prune.heads, prune.ffn, recipe.distil.student)
+    return any(cut is not None for cut in cuts)
+
+
+class Shrink(Pass):
+    """Sets context.model_dir; context.training["shrink"] says how."""
+
+    name = "shrink"
+    resumable = True
+
+    def inputs(self, context: Context) -> dict[str, Any]:
+        recipe, prune = context.recipe, context.recipe.prune
+        distil = encode(recipe.distil)
+        for name in ("max_drop", "student", "unlabelled"):  # limits; what the others stand for
+            del distil[name]
+        student = recipe.distil.student
+        return {
+            "teacher": context.digests["teach"],
+            "prune": [prune.layers, prune.heads, prune.ffn],
+            "distil": distil,
+            "student": None if student is None else read_source(_student(recipe)).digest,
+            "batch_size": settled(recipe).batch_size,
+            "train": encode(replace(recipe.train, method="full", epochs=None, learning_rate=None)),
+            "seed": recipe.seed,
+            "precision": "bf16" if uses_bf16(recipe) else "fp32",
+            "versions": versions("torch", "transformers", "accelerate"),
+        }
+
+    def run(self, context: Context, folder: Path) -> None:
+        assert context.model_dir and context.taught and context.task
+        recipe = context.recipe
+        tokenizer = load_tokenizer(context.model_dir)
+        rows = learning_rows(context, tokenizer)
+        started = time.monotonic()
+        seed_everything(recipe.seed)
+        epochs: list[dict[str, float]] = []
+        with torch_threads(recipe.threads):
+            teacher = load_model(context.model_dir, context.task, new_head=False)
+            said = {"texts": len(rows), "parameters_before": _n_parameters(teacher)}
+            if recipe.distil.student is None:
+                model, shapes = teacher, prune_layers(teacher, recipe)
+            else:
+                model, shapes = load_student(context, tokenizer), [None]
+            del teacher
+            for step, shape in enumerate(shapes, 1):
+                place = folder / f"step-{step}"
+                made = place / "model"
+                if made.is_dir():
+                    model = load_model(made, context.task, new_head=False)
+                else:
+                    if shape is not None:
+                        cut(context, model, tokenizer, rows, shape)
+                    self._train(context, place, model, tokenizer, rows, len(shapes))
+                found = json.loads((place / "epochs.json").read_text(encoding="utf-8"))
+                epochs += [{**row, "epoch": len(epochs) + i} for i, row in enumerate(found, 1)]
+        model.eval().save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        for place in folder.glob("step-*"):
+            shutil.rmtree(place)
+        said |= {
+            "seconds": round(time.monotonic() - started, 1),
+            "parameters": _n_parameters(model),
+            "epochs": epochs,
+        }
+        (folder / "history.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+
+    def load(self, context: Context, folder: Path) -> None:
+        context.model_dir = folder / "model"
+        context.model_key = context.digests[self.name]
+        said = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        context.training["shrink"] = said
+        assert list(context.model_dir.glob("*.safetensors"))
+
+    def _train(
+        self,
+        context: Context,
+        place: Path,
+        model: Any,
+        tokenizer: Any,
+        rows: list[dict[str, Any]],
+        n_steps: int,
+    ) -> None:
+        """One step of `n_steps`; writes `model/`, which is there when it is whole."""
+        from transformers import DataCollatorWithPadding
+
+        assert context.taught is not None
+        distil = context.recipe.distil
+        share = distil.epochs if n_steps == 1 else max(1, math.ceil(distil.epochs / n_steps))
+        train = replace(
+            settled(context.recipe),
+            epochs=share,
+            learning_rate=distil.learning_rate,
+            early_stop=0,
+        )
+        trainer = make_trainer(
+            context,
+            place / CHECKPOINTS,
+            "loss",
+            {"train_sampling_strategy": "group_by_length"},
+            train=train,
+            kind=trainer_class(loss_of(context)),
+            model=model,
+            train_dataset=rows,
+            data_collator=Taught(
+                DataCollatorWithPadding(tokenizer, return_tensors="pt"), Teacher(context.taught)
+            ),
+        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(place / CHECKPOINTS))
+        found = json.dumps(epoch_rows(trainer.state.log_history))
+        (place / "epochs.json").write_text(found, encoding="utf-8")
+        model.save_pretrained(place / "new")
+        replace_tree(place / "new", place / "model")
+        shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
+
+
+def prune_layers(model: Any, recipe: Recipe) -> list[Shape]:
+    """Leave layers out; what each step is to leave of the rest."""
+    from edgelm.compiler.distil.pruning import evenly, keep_layers, shape_of, smaller
+
+    whole = shape_of(model.config)
+    goal = smaller(whole, recipe.prune)
+    if goal.layers < whole.layers:
+        keep_layers(model, evenly(whole.layers, goal.layers))
+    n_steps = recipe.distil.steps
+    return [_between(whole, goal, step / n_steps) for step in range(1, n_steps + 1)]
+
+
+def loss_of(context: Context) -> Loss:
+    """The loss of a student of this compile; without the teacher's answers that on the labels."""
+    from edgelm.compiler.distil import losses
+
+    assert context.task is not None
+    task, distil = context.task, context.recipe.distil
+    soft = losses.soft_sets if task.problem == "multi_label" else losses.soft_labels
+    has_hidden = bool(hidden_layers(context))
+
+    def loss(model: Any, inputs: dict[str, Any], said: dict[str, Any]) -> tuple[Any, Any]:
+        labels = inputs.pop("labels", None)
+        mask = inputs["attention_mask"]
+        outputs = model(**inputs, output_hidden_states=has_hidden)
+        if task.kind == "feature-extraction":
+            found = pool(outputs.last_hidden_state, mask, task.pooling)
+            total = losses.vectors(found, said["vectors"])
+        else:
+            total = soft(outputs.logits, said["logits"], distil.temperature)
+            if distil.label_weight:
+                total = total + distil.label_weight * label_loss(outputs.logits, labels)
+        if has_hidden:
+            states = outputs.hidden_states[1:]  # (B, T, H) behind each layer
+            parts = [
+                losses.hidden_states(state[mask.bool()], said["hidden"][:, k])
+                for k, state in enumerate(states)
+            ]
+            total = total + distil.hidden_weight * sum(parts) / len(parts)
+        return total, outputs
+
+    return loss
+
+
+def label_loss(logits: Any, labels: Any) -> Any:
+    """Mean cross-entropy of those texts that have labels (B,), or label sets (B, C); 0 when none
+    has."""
+    import torch
+
+    if labels.ndim == 1:
+        known = labels != UNLABELLED
+        losses = torch.nn.functional.cross_entropy(
+            logits.float(), labels, ignore_index=UNLABELLED, reduction="none"
+        )
+    else:
+        known = labels[:, 0] != UNLABELLED
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits.float(), labels.clamp(min=0), reduction="none"
+        ).mean(-1)
+    return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def cut(context: Context, model: Any, tokenizer: Any, rows: list[Any], shape: Shape) -> None:
+    """Leave the heads and columns of `shape`, those that matter most on a sample of the rows."""
+    from edgelm.compiler.distil import pruning
+
+    if pruning.shape_of(model.config) == shape:
+        return
+    known = [row for row in rows if np.ravel(row.get("labels", UNLABELLED))[0] != UNLABELLED]
+    pool_of = known or rows
+    rng = np.random.default_rng(context.recipe.seed)
+    chosen = rng.choice(len(pool_of), min(PROBES, len(pool_of)), replace=False)
+    picked = sorted((pool_of[i] for i in chosen), key=lambda row: len(row["input_ids"]))
+    batches = (
+        dict(
+            tokenizer.pad(
+                [
+                    {k: v for k, v in row.items() if k != ROW}
+                    for row in picked[at : at + PROBE_BATCH]
+                ],
+                return_tensors="pt",
+            )
+        )
+        for at in range(0, len(picked), PROBE_BATCH)
+    )
+
+    def loss(outputs: Any, batch: dict[str, Any]) -> Any:
+        return label_loss(outputs.logits, batch["labels"]) * len(batch["labels"])
+
+    pruning.keep_best(model, pruning.measure(model, batches, loss if known else None), shape)
+
+
+def _between(whole: Shape, goal: Shape, part: float) -> Shape:
+    """Part of the way; at 1 the goal."""
+
+    def at(a: int, b: int) -> int:
+        return b if part == 1 else round(a + (b - a) * part)
+
+    return replace(goal, heads=at(whole.heads, goal.heads), ffn=at(whole.ffn, goal.ffn))
+
+
+def load_student(context: Context, tokenizer: Any) -> Any:
+    """`distil.student` with a head for the task. Raises ModelError for another vocabulary."""
+    assert context.task and context.text
+    folder = _student(context.recipe)
+    source = read_source(folder)
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"distil.student: {folder}: its vocabulary is not that of the teacher",
+            hint="take a student with the teacher's tokenizer, or prune the model itself",
+        )
+    if source.max_tokens < context.text.max_tokens:
+        raise ModelError(
+            f"distil.student: {folder}: it takes {source.max_tokens} tokens, texts have up to "
+            f"{context.text.max_tokens}",
+            hint=f"state --max-tokens {source.max_tokens}",
+        )
+    model = load_model(folder, context.task, new_head=True)
+    size = context.task.dimensions
+    if context.task.kind == "feature-extraction" and model.config.hidden_size != size:
+        raise ModelError(
+            f"distil.student: {folder}: its vectors have {model.config.hidden_size} numbers, those "
+            f"of the teacher {size}"
+        )
+    return model
+
+
+def _student(recipe: Recipe) -> Path:
+    assert recipe.distil.student is not None
+    return find_model(replace(recipe, model=recipe.distil.student, revision=None))
+
+
+def _n_parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())

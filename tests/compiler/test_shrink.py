@@ -1,0 +1,171 @@
+"""A student takes its teacher's place: it is smaller, learned from it, and is held to it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from safetensors.numpy import load_file
+from tiny_data import labelled_rows, write_csv
+
+import edgelm
+from edgelm.compiler import compile, load_recipe
+from edgelm.compiler.hf import load_model, load_tokenizer, reference_outputs
+from edgelm.compiler.passes import measure
+from edgelm.runtime.errors import ModelError, RecipeError, VerificationError
+from edgelm.runtime.manifest import Manifest, Task
+from edgelm.runtime.progress import Progress
+
+LABELS = ("card_lost", "refund", "other")
+TASK = Task(kind="text-classification", labels=LABELS, problem="single_label")
+
+
+def answered(folder: Path, texts: list[str]) -> list[tuple[str, str]]:
+    """The texts with the labels that the model gives them: its accuracy on these is 1."""
+    model, tokenizer = load_model(folder, TASK, new_head=False), load_tokenizer(folder)
+    found = reference_outputs(model, tokenizer, TASK, texts, 64).argmax(1)
+    return [(text, LABELS[i]) for text, i in zip(texts, found, strict=True)]
+
+
+@pytest.fixture
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A classifier that is right on all of the data, to lose half of its parts in two steps."""
+    monkeypatch.setattr(measure, "SECONDS", 0.02)
+    folder = tiny.make_model(tmp_path / "model")
+    train = answered(folder, [text for text, _ in labelled_rows(10)])
+    held_out = answered(folder, [text for text, _ in labelled_rows(8, start=100)])
+    (tmp_path / "more.txt").write_text("where is my parcel\n\nthanks a lot\n", encoding="utf-8")
+    return {
+        "model": str(folder),
+        "output": str(tmp_path / "small.edgelm"),
+        "cache_dir": str(tmp_path / "cache"),
+        "threads": 1,
+        "targets": ["onnx:fp32", "gguf:f32"],
+        "data.train": str(write_csv(tmp_path / "train.csv", train)),
+        "data.eval": str(write_csv(tmp_path / "eval.csv", held_out)),
+        "train.method": "none",
+        "train.batch_size": 8,
+        "train.precision": "fp32",
+        "prune.layers": 1,
+        "prune.heads": 0.5,
+        "prune.ffn": 0.5,
+        "distil.unlabelled": str(tmp_path / "more.txt"),
+        "distil.steps": 2,
+        "distil.epochs": 4.0,
+        "distil.learning_rate": 3e-3,
+        "distil.max_drop": 1.0,
+    }
+
+
+def compiled(keys: dict[str, Any], **changed: Any) -> tuple[Manifest, dict[str, str]]:
+    """The manifest, and what became of each pass."""
+    stream = io.StringIO()
+    recipe = load_recipe(None, {**keys, **{k.replace("__", "."): v for k, v in changed.items()}})
+    manifest = compile(recipe, Progress("json", stream)).manifest
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    return manifest, {e["stage"]: e["event"] for e in events if e["event"] in ("done", "cached")}
+
+
+def student_of(keys: dict[str, Any]) -> Path:
+    (folder,) = (Path(keys["cache_dir"]) / "shrink").glob("[!.]*")
+    return folder
+
+
+class Interrupting(Progress):
+    """Ctrl-C at one step of the second training."""
+
+    def __init__(self) -> None:
+        super().__init__("quiet")
+        self.n_steps = 0
+
+    def advance(self, done: int, total: int | None = None, detail: str = "") -> None:
+        self.n_steps += total == 8  # of each training
+        if self.n_steps == 14:
+            raise KeyboardInterrupt
+
+
+def test_a_pruned_student_takes_the_teachers_place(keys: dict[str, Any]):
+    manifest, passes = compiled(keys)
+    assert passes["teach"] == passes["shrink"] == "done"
+    assert manifest.original["accuracy"] == 1
+    for variant in manifest.variants:  # lowered exactly, however far from the original
+        assert variant.parity is not None and variant.parity.agreement == 1
+        assert variant.metrics["accuracy"] == manifest.reference["accuracy"]
+    folder = student_of(keys)
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["edgelm_heads"]) == (1, 2)
+    assert config["intermediate_size"] == 32
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert weights["bert.encoder.layer.0.attention.self.query.weight"].shape == (16, 32)
+    said = json.loads((folder / "history.json").read_text())
+    assert said["texts"] == 32 and said["parameters"] < said["parameters_before"]
+    assert [e["epoch"] for e in said["epochs"]] == [1, 2, 3, 4]
+    assert said["epochs"][-1]["loss"] < said["epochs"][0]["loss"]
+    answers = [
+        edgelm.load(Path(keys["output"]), variant=v.name, threads=1).predict("i lost my card")
+        for v in manifest.variants
+    ]
+    assert answers[0].label == answers[1].label  # type: ignore[union-attr]
+    report = (Path(keys["output"]) / "report.html").read_text(encoding="utf-8")
+    assert "original" in report
+    # what an interrupted compile goes on to is the same, and the teacher is not asked again
+    Path(keys["cache_dir"], "shrink").rename(Path(keys["cache_dir"], "undisturbed"))
+    with pytest.raises(KeyboardInterrupt):
+        compile(load_recipe(None, keys), Interrupting())
+    _, passes = compiled(keys)
+    assert passes["teach"] == "cached"
+    again = load_file(student_of(keys) / "model" / "model.safetensors")
+    assert all((again[name] == value).all() for name, value in weights.items())
+
+
+def test_a_student_that_lost_too_much_is_refused(keys: dict[str, Any]):
+    keys |= {"distil.epochs": 1.0, "distil.steps": 1, "distil.learning_rate": 1e-6}
+    keys |= {"targets": ["onnx:fp32"]}
+    manifest, _ = compiled(keys)
+    drop = 1 - manifest.variants[0].metrics["accuracy"]
+    assert drop > 0.05
+    shutil.rmtree(keys["output"])
+    with pytest.raises(VerificationError, match="before it was made smaller"):
+        compiled(keys, distil__max_drop=drop - 0.01)
+    assert not Path(keys["output"]).exists()
+    _, passes = compiled(keys, distil__max_drop=drop + 1e-5)  # it is kept with 6 digits
+    assert {passes["teach"], passes["shrink"], passes["verify onnx-fp32"]} == {"cached"}
+
+
+def test_embeddings_and_another_checkpoint(keys: dict[str, Any], tmp_path: Path):
+    """The second student has the teacher's own weights, so it has nothing to learn."""
+    folder = tiny.make_model(tmp_path / "embedder", labels=None)
+    keys |= {"model": str(folder), "task": "feature-extraction", "targets": ["onnx:fp32"]}
+    keys |= {"distil.epochs": 10.0, "distil.steps": 1, "prune.heads": None}
+    manifest, _ = compiled(keys)
+    assert manifest.original["original_cosine"] == pytest.approx(1)
+    assert manifest.reference["original_cosine"] < 0.9999
+    with pytest.raises(VerificationError, match="original_cosine"):
+        compiled(keys, distil__max_drop=1e-6)
+    keys |= {"prune.layers": None, "prune.ffn": None, "distil.epochs": 1.0}
+    keys |= {"distil.learning_rate": 1e-8, "distil.max_drop": 1e-6}
+    compiled(keys, distil__student=str(folder))
+    other = tiny.make_model(tmp_path / "other", "roberta", labels=None)
+    with pytest.raises(ModelError, match="its vocabulary is not that of the teacher"):
+        compiled(keys, distil__student=str(other))
+
+
+def test_rules(keys: dict[str, Any]):
+    for changed, says in (
+        ({"prune.ffn": 1.5}, "a share under 1, or a whole number"),
+        ({"prune.heads": 0.0}, "a share under 1, or a whole number"),
+        ({"distil.student": "x"}, "leave distil.student out"),
+        ({"task": "text-generation"}, "is for encoders"),
+        ({"data.train": None, "distil.unlabelled": None}, "needs texts"),
+        ({"distil.temperature": 0.0}, "must be above 0"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            load_recipe(None, {**keys, **changed})
+    without = {k: v for k, v in keys.items() if not k.startswith("prune")}
+    with pytest.raises(RecipeError, match="something to learn for"):
+        load_recipe(None, without)
