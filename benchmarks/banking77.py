@@ -10,10 +10,11 @@ Run it with the project's environment, from anywhere:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _lib import machine, program, quality, speed, startup, training
+from _lib import machine, program, quality, shrink, speed, startup, training
 from _lib.compiled import NAME, Compiled, drop_lowered, is_current
 from _lib.data import Data, find_data, read_rows, write_subset
 from _lib.rounds import need_peers
@@ -23,6 +24,8 @@ TITLES = {
     "speed": "banking77: texts per second",
     "startup": "banking77: process start to first prediction",
     "training": "banking77: seconds an epoch",
+    "distil": "banking77: a student of fewer layers",
+    "prune": "banking77: half of the columns and heads",
 }
 PACKAGES = ("edgelm", "torch", "transformers", "peft", "tokenizers", "onnxruntime")
 PACKAGES += ("onnx", "llama-cpp-python", "numpy")
@@ -73,6 +76,25 @@ class Run:
     def training(self) -> tuple[str, list[str]]:
         n_texts, rounds = self.arguments.train_texts, self.arguments.train_rounds
         return training.section(self.state, self.data, n_texts=n_texts, rounds=rounds), []
+
+    def distil(self) -> tuple[str, list[str]]:
+        return self._shrunk(shrink.DISTIL)
+
+    def prune(self) -> tuple[str, list[str]]:
+        return self._shrunk(shrink.PRUNE)
+
+    def _shrunk(self, students: Sequence[shrink.Student]) -> tuple[str, list[str]]:
+        quick = ["--distil-epochs", "1"] if self.arguments.quick else []
+        return shrink.section(
+            self.state,
+            self.data,
+            self.compiled(),
+            read_rows(self.data.test),
+            students,
+            [*self.extra, *quick],
+            rounds=self.arguments.rounds,
+            threads=self.arguments.threads,
+        )
 
 
 def main() -> None:
