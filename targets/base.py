@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session, TokenBatch
 from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
+
+if TYPE_CHECKING:
+    from edgelm.targets.grid import Grids  # which needs torch
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Capabilities:
     tasks: tuple[TaskKind, ...]
     precisions: tuple[str, ...]  # for one task or another
     devices: tuple[str, ...]  # for one task or another
+    # precisions whose grids the target knows -> bits of a level, of most matrices
+    recovers: Mapping[str, int] = field(default_factory=dict[str, int])
     guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
     # of tasks that differ from that
     task_precisions: Mapping[TaskKind, tuple[str, ...]] = field(
@@ -64,6 +69,7 @@ class LowerRequest:
     quantization: Quantization = field(default_factory=Quantization)
     calibration: Callable[[], Iterable[TokenBatch]] = tuple  # training texts, tokenized
     imatrix: Path | None = None  # importance matrix, in llama.cpp's format
+    recovered: Path | None = None  # as model_dir, of values that the variant's grids hold
     converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py, to write GGUF files with
     split_bytes: int | None = None  # the most of one GGUF file; None: all in one
     report: Callable[[str], None] = lambda step: None  # says which step is running
@@ -125,4 +131,9 @@ class Target(Protocol):
 
     def lower(self, request: LowerRequest) -> Lowered:
         """Write the variant's files into `request.folder`. Raises ModelError, MissingExtra."""
+        ...
+
+    def grids(self, request: LowerRequest) -> Grids:
+        """What the matrices of a variant in `Capabilities.recovers` can hold; `request.folder` is
+        for scratch files. Raises ModelError, MissingExtra."""
         ...

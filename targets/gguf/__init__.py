@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
 from edgelm.runtime.errors import EdgelmError
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
 from edgelm.targets.base import Capabilities, Lowered, LowerRequest
-from edgelm.targets.gguf.precisions import PRECISIONS
+from edgelm.targets.gguf.precisions import PRECISIONS, RECOVERED_BITS
+
+if TYPE_CHECKING:
+    from edgelm.targets.grid import Grids
 
 
 class GgufTarget:
@@ -32,7 +36,7 @@ class GgufTarget:
             "feature-extraction",
             "text-generation",
         )
-        return Capabilities(tasks, PRECISIONS, devices, guesses=True)
+        return Capabilities(tasks, PRECISIONS, devices, recovers=RECOVERED_BITS, guesses=True)
 
     def available(self) -> str | None:
         """None when llama.cpp's library loads here, else the reason with the cure."""
@@ -63,6 +67,12 @@ class GgufTarget:
         from edgelm.targets.gguf.lower import lower
 
         return lower(request)
+
+    def grids(self, request: LowerRequest) -> Grids:
+        """What the variant's matrices can hold. Raises ModelError, MissingExtra."""
+        from edgelm.targets.gguf.recover import grids
+
+        return grids(request)
 
 
 TARGET = GgufTarget()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ def lower(request: LowerRequest) -> Lowered:
         if not is_float:
             request.report(f"quantizing to {request.precision}")
             _quantize(first, request, made)
+            if request.recovered is not None:
+                made = _put_recovered(first, request, request.recovered)
     finally:
         if not is_float:
             first.unlink(missing_ok=True)
@@ -131,6 +133,21 @@ def _quantize(source: Path, request: LowerRequest, made: _Made) -> None:
     table = table_type(made.width) if "type_ids" in made.options else None
     how = How(table, types, importance)
     quantize_file(source, request.folder / MODEL_FILE, request.precision, how)
+
+
+def _put_recovered(scratch: Path, request: LowerRequest, recovered: Path) -> _Made:
+    """The trained values in place of the quantized ones; `scratch` is written over."""
+    from edgelm.targets.gguf.recover import put_values
+
+    made = _write(replace(request, model_dir=recovered), scratch, "f32")
+    put_values(request.folder / MODEL_FILE, scratch)
+    return made
+
+
+def plan_of(request: LowerRequest) -> Plan:
+    """Which tensor goes where. Raises ModelError."""
+    with Weights(request.model_dir) as weights:
+        return make_plan(_read_config(request.model_dir), weights, request.task, request.text)
 
 
 def _family_name(family: str, vocab: Vocab) -> str:

@@ -46,6 +46,14 @@ QUANTIZED_FILE_TYPES: dict[str, int] = {
 
 PRECISIONS: tuple[str, ...] = (*FLOAT_FILE_TYPES, *QUANTIZED_FILE_TYPES)
 
+# Files of types whose blocks layouts.py knows -> bits of a level, of most matrices.
+RECOVERED_BITS: dict[str, int] = {
+    **{name: 4 for name in ("q4_0", "q4_1", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs")},
+    **{name: 5 for name in ("q5_0", "q5_1", "q5_k_s", "q5_k_m")},
+    "q6_k": 6,
+    "q8_0": 8,
+}
+
 # ggml's numbers of the types that a single tensor can be given
 TENSOR_TYPES: dict[str, int] = {
     "f32": 0,

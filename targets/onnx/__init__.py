@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
     from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
     from edgelm.targets.base import Capabilities, Lowered, LowerRequest
+    from edgelm.targets.grid import Grids
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int4")
 DECODER_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
@@ -55,6 +56,7 @@ class OnnxTarget:
             tasks=tuple(precisions),
             precisions=tuple(dict.fromkeys((*PRECISIONS, *DECODER_PRECISIONS))),
             devices=devices,
+            recovers={"int4": 4},
             task_precisions=precisions,
             task_devices={"text-generation": ("cpu",)},
         )
@@ -99,6 +101,11 @@ class OnnxTarget:
         from edgelm.targets.onnx.lower import lower
 
         return lower(request)
+
+    def grids(self, request: LowerRequest) -> Grids:
+        from edgelm.targets.onnx.recover import grids
+
+        return grids(request)
 
 
 def _problem() -> TargetUnavailable | None:

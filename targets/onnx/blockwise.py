@@ -7,7 +7,9 @@ embeddings is the transposed weight of the product with the vocabulary, as in mo
 both read the same bytes.
 
 The usual scale, largest / 7, is far from the best one: with 4 bits each block's scale is searched
-for the least error, errors of large weights counting more, as llama.cpp does.
+for the least error, errors of large weights counting more, as llama.cpp does. Such a scale has 11
+significant bits. So values that lie on a grid, scale * level with 11 bits and a level of at least
++-PEAK in each block, are found again exactly.
 
 Letters: N outputs and K inputs of a linear layer, V rows and H columns of a table, G blocks in a
 row.
@@ -30,6 +32,8 @@ BLOCK = 32
 INT8_ACTIVATIONS = 4  # the operator's accuracy level: activations in 8 bits, as llama.cpp does
 HEAD = "lm_head.MatMul.weight"
 
+PEAK = 7
+_SCALE_MASK = ~(2**13 - 1)  # of a float32's 24 significant bits 11 are left, as in float16
 _CHUNK_ROWS = 4096
 _STEPS = tuple(0.1 * step for step in range(-9, 10))
 _LAYER = re.compile(r"layers\.(\d+)\.(attn\.(?:qkv|v)_proj|mlp\.down_proj)\.")
@@ -56,29 +60,51 @@ def _quantize(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     best_scale = largest / -zero
     if bits == 4:
         weight = x * x
-        best = torch.full_like(best_scale, -1.0)
+        best = torch.full_like(best_scale, torch.inf)
         for step in _STEPS:
             q = torch.round(x * (-(zero + step) / largest)).clamp(-zero, zero - 1)
             dot = (weight * x * q).sum(-1, keepdim=True)
             square = (weight * q * q).sum(-1, keepdim=True)
-            gain = torch.where(square > 0, dot * dot / square, 0.0)
-            better = gain > best
-            best = torch.where(better, gain, best)
+            scale = _shorten(torch.where(square > 0, dot / square, best_scale))
+            error = (weight * (x - scale * q).square()).sum(-1, keepdim=True)
+            better = error < best
+            best = torch.where(better, error, best)
             best_q = torch.where(better, q, best_q)
-            best_scale = torch.where(better & (square > 0), dot / square, best_scale)
+            best_scale = torch.where(better, scale, best_scale)
     return (best_q + zero).to(torch.uint8), best_scale[..., 0]
 
 
+def _shorten(scale: torch.Tensor) -> torch.Tensor:
+    """Float32 rounded to 11 significant bits."""
+    half = (~_SCALE_MASK + 1) // 2
+    return ((scale.view(torch.int32) + half) & _SCALE_MASK).view(torch.float32)
+
+
 def quantize_linears(model: ir.Model, bits: int) -> None:
-    """Every product of a decoder in place; with 4 bits the most sensitive ones get 8."""
-    products = _products(model.graph)
+    """Every product of a decoder in place; with 4 bits the most sensitive ones get 8.
+    Raises ModelError."""
+    for node, chosen in choose_bits(model.graph, bits):
+        _to_blocks(model.graph, node, chosen)
+    tidy(model)
+
+
+def choose_bits(graph: ir.Graph, bits: int) -> list[tuple[ir.Node, int]]:
+    """The products with constant weights, and how many bits these get. Raises ModelError."""
+    products = _products(graph)
     if not products:
         raise ModelError("the built model has no linear layer to quantize")
     layers = [int(m[1]) for n in products if (m := re.search(r"layers\.(\d+)\.", _name(n)))]
     n_layers = 1 + max(layers, default=0)
-    for node in products:
-        _to_blocks(model.graph, node, 8 if bits == 8 or _is_sensitive(_name(node), n_layers) else 4)
-    tidy(model)
+    return [
+        (node, 8 if bits == 8 or _is_sensitive(_name(node), n_layers) else 4) for node in products
+    ]
+
+
+def weight_of(node: ir.Node) -> torch.Tensor:
+    """A product's weights (N, K)."""
+    weight = node.inputs[1]
+    assert weight is not None and weight.const_value is not None
+    return torch.tensor(weight.const_value.numpy()).T
 
 
 def quantize_gated(model: ir.Model) -> None:
@@ -124,8 +150,8 @@ def _products(graph: ir.Graph) -> list[ir.Node]:
 def _to_blocks(graph: ir.Graph, node: ir.Node, bits: int) -> None:
     """A product's weights (K, N) in blocks along K."""
     name, weight = _name(node), node.inputs[1]
-    assert weight is not None and weight.const_value is not None
-    product = _product(graph, node.inputs[0], name, torch.tensor(weight.const_value.numpy()), bits)
+    assert weight is not None
+    product = _product(graph, node.inputs[0], name, weight_of(node).T, bits)
     if name == HEAD:
         _share(graph, weight, product, bits)
     replace(graph, node, product)

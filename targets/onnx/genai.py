@@ -49,7 +49,7 @@ def lower_decoder(request: LowerRequest) -> Lowered:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
         built = Path(scratch) / "built"
         request.report("building")
-        build(request.model_dir, built)
+        build(request.recovered or request.model_dir, built)
         model = ir.load(built / FILE)
         _check_inputs(model.graph, request.model_dir)
         _check_heads(model.graph, built / FILE_NAME, request.model_dir)
