@@ -108,6 +108,9 @@ class Context:
     model_key: str = ""  # digest of what made it; whoever sets model_dir sets this
     tokenizer_dir: Path | None = None
     imatrix: Path | None = None  # importance matrix for GGUF's quantized types
+    # variant -> Hugging Face model of values that it can hold, and how that was found
+    recovered: dict[str, Path] = field(default_factory=dict[str, Path])
+    recoveries: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     golden: list[Text] = field(default_factory=list[Text])
     oracle: Oracle | None = None  # what the reference says in generation
     reference: NDArray[np.float32] | None = None  # (N, C) or (N, H), of the evaluation texts

@@ -27,6 +27,7 @@ from edgelm.compiler.passes.measure import Measure
 from edgelm.compiler.passes.merge import Merge
 from edgelm.compiler.passes.pack import SUFFIX, Pack, check_output
 from edgelm.compiler.passes.prepare import Prepare
+from edgelm.compiler.passes.recover import Recover
 from edgelm.compiler.passes.reference import Reference
 from edgelm.compiler.passes.shrink import Shrink, is_shrunk
 from edgelm.compiler.passes.sparsify import Sparsify
@@ -35,6 +36,7 @@ from edgelm.compiler.passes.trim import Trim
 from edgelm.compiler.passes.unpack import Unpack
 from edgelm.compiler.passes.verify import Verify
 from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.recover.settings import check_recovery, recovery
 from edgelm.runtime.manifest import Manifest
 from edgelm.runtime.progress import Progress
 from edgelm.targets.gguf.shards import stem_of
@@ -63,6 +65,7 @@ def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
     require_compile_extra()
     for spec in recipe.targets:
         check_target(recipe, spec)
+    check_recovery(recipe)
     output = output_path(recipe)
     check_output(output)
     context = Context(recipe, StageCache(cache_root(recipe)), progress or Progress("quiet"))
@@ -102,7 +105,11 @@ def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
     passes = GENERATION if recipe.task == "text-generation" else WHOLE_TEXTS
     lowers = [Lower(spec) for spec in recipe.targets]
     variants = [lower.variant for lower in lowers]
-    verified: list[Pass] = [p for lo in lowers for p in (lo, passes.verify(lo.variant))]
+    verified: list[Pass] = []
+    for lower in lowers:
+        how = recovery(recipe, lower.spec)
+        verified += [Recover(lower, how)] if how != "none" else []
+        verified += [lower, passes.verify(lower.variant)]
     return [
         *([Unpack()] if recipe.model.endswith(GGUF_SUFFIX) else []),
         Intake(),

@@ -23,6 +23,7 @@ RowKind = Literal["auto", "messages", "instruction", "prompt", "text"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 SparsityPattern = Literal["unstructured", "2:4"]
 SparsityMethod = Literal["magnitude", "wanda"]
+RecoverMethod = Literal["auto", "none", "round", "train"]
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,33 @@ class QuantizeConfig:
 
 
 @dataclass(frozen=True)
+class RecoverConfig:
+    """What a variant lost by its quantizer is won back: its weights move on the quantizer's grid,
+    so that it answers like the float model. Scales, size and speed of the files stay."""
+
+    method: RecoverMethod = option(
+        "auto",
+        "round: each weight's rounding error is made up for by those not yet rounded (GPTQ), over "
+        "training texts; train: that, then training against the float model with the exact "
+        "quantizer in the forward pass, which takes as long as fine-tuning; auto: round for "
+        "variants of 4 bits where there is training data, none for others; none. Variants that "
+        "cannot be recovered are left as they are.",
+        flag="--recover",
+    )
+    epochs: float = option(
+        1.0, "train: passes over the training data, for each variant.", flag="--recover-epochs"
+    )
+    batch_size: int | None = option(
+        None, "Rows in one forward pass; that of train when left out.", flag="--recover-batch-size"
+    )
+    learning_rate: float = option(2e-4, "Peak learning rate.", flag="--recover-learning-rate")
+    rounding_tokens: int = option(
+        8192, "Tokens of the training texts that roundings are weighed by.",
+        flag="--recover-rounding-tokens",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class GgufConfig:
     """What concerns GGUF files alone."""
 
@@ -434,6 +462,7 @@ class Recipe:
     prune: PruneConfig = section(PruneConfig, "Leaving out parts of the model.")
     distil: DistilConfig = section(DistilConfig, "Learning from the model as a teacher.")
     quantize: QuantizeConfig = section(QuantizeConfig, "Quantization.")
+    recover: RecoverConfig = section(RecoverConfig, "Recovery of quantized variants.")
     gguf: GgufConfig = section(GgufConfig, "GGUF files.")
     verify: VerifyConfig = section(VerifyConfig, "Verification.")
     origins: dict[str, str] = field(default_factory=dict[str, str], init=False, compare=False)

@@ -106,6 +106,19 @@ def check(recipe: Recipe) -> None:
         q.calibration_texts >= 1, "quantize.calibration_texts", q.calibration_texts, "must be >= 1"
     )
     rule(q.imatrix_tokens >= 1, "quantize.imatrix_tokens", q.imatrix_tokens, "must be >= 1")
+    r = recipe.recover
+    rule(
+        0 < r.epochs < math.inf, "recover.epochs", r.epochs, "must be above 0, and a number",
+    )  # fmt: skip
+    rule(
+        r.batch_size is None or r.batch_size >= 1, "recover.batch_size", r.batch_size,
+        "must be at least 1",
+    )  # fmt: skip
+    rule(
+        0 < r.learning_rate < 1, "recover.learning_rate", r.learning_rate,
+        "must lie between 0 and 1",
+    )  # fmt: skip
+    rule(r.rounding_tokens >= 1, "recover.rounding_tokens", r.rounding_tokens, "must be >= 1")
     for pattern, kind in q.tensor_types.items():
         says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
         rule(kind in TENSOR_TYPES, f"quantize.tensor_types.{pattern}", kind, says)

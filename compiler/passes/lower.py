@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ class Lower(Pass):
         self.name = f"lower {self.variant}"
 
     def inputs(self, context: Context) -> dict[str, Any]:
+        recovered = context.digests.get(f"recover {self.variant}")
+        plain = self.plain_inputs(context)
+        return plain if recovered is None else {**plain, "recovered": recovered}
+
+    def plain_inputs(self, context: Context) -> dict[str, Any]:
+        """What decides the files of a variant that is not recovered."""
         recipe = context.recipe
         calibrates = self.precision == STATIC
         quantize = encode(recipe.quantize)
@@ -90,31 +97,36 @@ class Lower(Pass):
         }
 
     def run(self, context: Context, folder: Path) -> None:
-        assert context.model_dir and context.task and context.text
         inside = folder / "variants" / self.variant
         inside.mkdir(parents=True)
-        quantize = context.recipe.quantize
         seed_everything(context.recipe.seed)
+        request = replace(
+            self.request(context, inside), recovered=context.recovered.get(self.variant)
+        )
         with torch_threads(context.recipe.threads):
-            lowered = get_target(self.target).lower(
-                LowerRequest(
-                    model_dir=context.model_dir,
-                    task=context.task,
-                    text=context.text,
-                    precision=self.precision,
-                    folder=inside,
-                    quantization=Quantization(
-                        calibration=quantize.calibration,
-                        reduce_range=quantize.device == "any",
-                        tensor_types=quantize.tensor_types,
-                    ),
-                    calibration=lambda: calibration_batches(context),
-                    imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
-                    **(_gguf_options(context.recipe) if self.target == "gguf" else {}),
-                    report=lambda step: context.progress.advance(0, None, step),
-                )
-            )
+            lowered = get_target(self.target).lower(request)
         (folder / "lowered.json").write_text(json.dumps(encode(lowered)), encoding="utf-8")
+
+    def request(self, context: Context, folder: Path) -> LowerRequest:
+        """What the target is asked for; it writes into the empty `folder`."""
+        assert context.model_dir and context.task and context.text
+        quantize = context.recipe.quantize
+        return LowerRequest(
+            model_dir=context.model_dir,
+            task=context.task,
+            text=context.text,
+            precision=self.precision,
+            folder=folder,
+            quantization=Quantization(
+                calibration=quantize.calibration,
+                reduce_range=quantize.device == "any",
+                tensor_types=quantize.tensor_types,
+            ),
+            calibration=lambda: calibration_batches(context),
+            imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
+            **(_gguf_options(context.recipe) if self.target == "gguf" else {}),
+            report=lambda step: context.progress.advance(0, None, step),
+        )
 
     def load(self, context: Context, folder: Path) -> None:
         lowered = decode(Lowered, json.loads((folder / "lowered.json").read_text(encoding="utf-8")))

@@ -93,7 +93,9 @@ def _provenance(context: Context) -> dict[str, Any]:
     trimmed = context.trimmed
     source = trimmed.original if trimmed else context.source
     assert source
+    recovered = {"recovered": context.recoveries} if context.recoveries else {}
     return {
+        **recovered,
         "edgelm": __version__,
         "model": {"name": context.recipe.model, "sha256": source.digest},
         **({"trim": trimmed.report} if trimmed else {}),

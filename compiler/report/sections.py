@@ -45,6 +45,9 @@ def training(data: ReportData) -> Section:
         facts += [("seconds", three_digits(info.get("seconds")))]
         facts += [("arithmetic", str(info.get("precision", DASH)))]
         facts += [("epochs", str(len(info.get("epochs") or [])))]
+    for variant, said in data.manifest.provenance.get("recovered", {}).items():
+        how = "rounded anew" if "steps" not in said else f"{plural(said['steps'], 'step')} trained"
+        facts.append((f"{variant} recovered", f"{how}, {three_digits(said['seconds'])} s"))
     merge: dict[str, Any] | None = info.get("merge")
     if merge:
         text = f"logits move by at most {small(merge.get('max_abs_diff'))}"

@@ -54,6 +54,7 @@ def recipe_of(root: Path, *targets: str, decoder: bool = False, **changed: Any) 
         "data.eval": str(root / f"eval.{ending}"),
         "max_tokens": 64,
         "train.method": "none",
+        "recover.method": "none",
         "verify.eval_tokens": 20,
         "verify.eval_answers": 1,
     }

@@ -1,0 +1,136 @@
+"""Rounding that makes up for its errors (GPTQ, Frantar et al. 2022, arXiv:2210.17323).
+
+Of a product x W^T the error is e H e^T for each row e of rounding errors, H the sum of x x^T over
+calibration texts. Columns are rounded one after another; the error of each is made up for by the
+columns that are still floats.
+
+Letters: N outputs and K inputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Module
+
+from edgelm.targets.grid import Grid
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to it
+MAX_BYTES = 2**30  # of matrices H in memory at once
+_CHUNK = 128  # columns after which all the others are brought up to date
+# Of a step: how far from its level a latent may lie. Near 0.5 the first steps of a training, which
+# are mostly noise, would undo the rounding.
+_EDGE = 0.25
+
+Batches = Callable[[], Iterable[dict[str, Any]]]
+Advance = Callable[[int, int], None]
+
+
+def round_model(
+    model: Module, grids: Mapping[str, Grid], batches: Batches, advance: Advance
+) -> dict[str, Tensor]:
+    """Values on their grids (N, K) of the model's linear layers, by the parameter's name.
+
+    `batches` gives the model's inputs, the same ones each time."""
+    layers = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, Linear)}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    wanted = {k: v for k, v in layers.items() if k in grids and v is not output}
+    done: dict[str, Tensor] = {}
+    for names in _groups(wanted):
+        hessians = _hessians(model, {name: wanted[name] for name in names}, batches())
+        for name in names:
+            done[name] = round_matrix(wanted[name].weight.data, grids[name], hessians[name])
+            advance(len(done), len(wanted))
+    return done
+
+
+def round_matrix(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
+    """weight (N, K), hessian (K, K) -> values on the grid (N, K)."""
+    K = weight.shape[1]
+    H = hessian.double()
+    unseen = H.diagonal() == 0
+    H = H + torch.diag(unseen.double())
+    H.diagonal().add_(DAMPING * H.diagonal().mean())
+    order = H.diagonal().argsort(descending=True)
+    # the Cholesky factor of the inverse: row j weighs how the columns behind j make up for it
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H[order][:, order]))
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    left = weight[:, order].clone()
+    found = torch.empty_like(left)
+    columns = [grid.column(c) for c in order.tolist()]
+    for start in range(0, K, _CHUNK):
+        stop = min(start + _CHUNK, K)
+        errors = torch.empty_like(left[:, start:stop])
+        for j in range(start, stop):
+            column = left[:, j : j + 1]
+            value = columns[j].round(column)
+            found[:, j : j + 1] = value
+            error = (column - value) / factor[j, j]
+            left[:, j + 1 : stop] -= error * factor[j, j + 1 : stop]
+            errors[:, j - start : j - start + 1] = error
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
+    return grid.round(found[:, order.argsort()])
+
+
+def latents_near(weight: Tensor, values: Tensor, grid: Grid) -> Tensor:
+    """The weights (R, C), moved so that grid.round gives `values`, and not by a hair."""
+    step = grid.scale.abs().repeat_interleave(grid.block, 1)[:, : weight.shape[1]]
+    if grid.table is not None:  # its steps are uneven
+        return torch.where(grid.round(weight) == values, weight, values)
+    return weight.clamp(values - _EDGE * step, values + _EDGE * step)
+
+
+def _hessians(
+    model: Module, layers: Mapping[str, Linear], batches: Iterable[dict[str, Any]]
+) -> dict[str, Tensor]:
+    """H (K, K) of each layer, one and the same for layers with a common input."""
+    sums: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}  # layer -> the layer that was the first with its input
+    last: list[Any] = [None, ""]  # (input, owner)
+    mask: list[Tensor | None] = [None]
+
+    def watch(name: str) -> Any:
+        def hook(module: Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0]
+            if name not in owners:
+                owners[name] = last[1] if x is last[0] else name
+            last[:] = [x, owners[name]]
+            if owners[name] != name:
+                return
+            rows = x.reshape(-1, x.shape[-1]).float()
+            if mask[0] is not None and mask[0].numel() == len(rows):
+                rows = rows[mask[0].reshape(-1).bool()]
+            if name not in sums:
+                sums[name] = torch.zeros(rows.shape[1], rows.shape[1])
+            sums[name].addmm_(rows.T, rows)
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                mask[0] = batch.get("attention_mask")
+                model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: sums[owners[name]] for name in layers}
+
+
+def _groups(layers: Mapping[str, Linear]) -> Iterable[Sequence[str]]:
+    """Names of layers whose matrices H fit in memory together."""
+    group: list[str] = []
+    n_bytes = 0
+    for name, layer in layers.items():
+        size = 4 * layer.in_features**2
+        if group and n_bytes + size > MAX_BYTES:
+            yield group
+            group, n_bytes = [], 0
+        group.append(name)
+        n_bytes += size
+    if group:
+        yield group

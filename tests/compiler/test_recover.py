@@ -1,0 +1,281 @@
+"""Recovery: what is trained is what the files hold, and it answers more like the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file
+from tiny_chat import chat_rows, make_chat_model
+from tiny_data import labelled_rows, write_csv, write_jsonl
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from edgelm.compiler import Recipe, load_recipe
+from edgelm.compiler.cache import StageCache
+from edgelm.compiler.context import Context
+from edgelm.compiler.pipeline import plan
+from edgelm.compiler.recover.optimizer import GridAdamW
+from edgelm.compiler.recover.rounding import latents_near, round_matrix
+from edgelm.compiler.recover.settings import check_recovery, recovery
+from edgelm.runtime.errors import RecipeError
+from edgelm.runtime.progress import Progress
+from edgelm.targets.gguf.unpack import unpack
+from edgelm.targets.grid import Grid
+from edgelm.targets.onnx.blockwise import quantize_blocks
+
+WIDE = dict(hidden_size=64, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("recover")
+    tiny.make_model(root / "encoder")
+    make_chat_model(root / "decoder", tied=True, **WIDE)
+    write_csv(root / "train.csv", labelled_rows(40))
+    write_csv(root / "eval.csv", labelled_rows(4, start=50))
+    write_jsonl(root / "train.jsonl", chat_rows(60))
+    write_jsonl(root / "eval.jsonl", chat_rows(6, start=100))
+    return root
+
+
+def recipe_of(root: Path, *targets: str, decoder: bool = False, **changed: Any) -> Recipe:
+    ending = "jsonl" if decoder else "csv"
+    keys = {
+        "model": str(root / ("decoder" if decoder else "encoder")),
+        "task": "text-generation" if decoder else "text-classification",
+        "cache_dir": str(root / "cache"),
+        "targets": list(targets),
+        "threads": 1,
+        "data.train": str(root / f"train.{ending}"),
+        "data.eval": str(root / f"eval.{ending}"),
+        "max_tokens": 64,
+        "train.method": "none",
+        "recover.method": "train",
+        "recover.epochs": 2,
+        "recover.batch_size": 2,
+        "recover.learning_rate": 3e-4,
+        "verify.eval_tokens": 20,
+        "verify.eval_answers": 1,
+    }
+    return load_recipe(None, keys | {k.replace("__", "."): v for k, v in changed.items()})
+
+
+def lowered(recipe: Recipe, progress: Progress | None = None) -> Context:
+    """The context behind the last variant's lowering; nothing is verified."""
+    cache = StageCache(Path(str(recipe.cache_dir)))
+    context = Context(recipe, cache, progress or Progress("quiet"))
+    for step in plan(recipe, None):  # type: ignore[arg-type]
+        if step.name == "gate":
+            break
+        if not step.name.startswith("verify"):
+            step.execute(context)
+    return context
+
+
+def files(context: Context, variant: str) -> Path:
+    return context.variants[variant].folder / "variants" / variant
+
+
+def unpacked(context: Context, folder: Path) -> Path:
+    """The Hugging Face directory of what the file holds."""
+    folder.mkdir()
+    unpack(files(context, "gguf-q4_0") / "model.gguf", folder, lambda done, total: None)
+    return folder
+
+
+def held(path: Path) -> dict[str, np.ndarray]:
+    """A file's tensors by gguf's own reader."""
+    return {
+        t.name: gguf.dequantize(t.data, t.tensor_type).reshape([int(n) for n in reversed(t.shape)])
+        for t in gguf.GGUFReader(path).tensors
+    }
+
+
+def distance(a: Any, b: Any, tokenizer: Any) -> float:
+    """Mean KL of two Hugging Face models on answers that were not trained on."""
+    total = []
+    for row in chat_rows(6, start=100):
+        ids, asked = (
+            tokenizer(tokenizer.apply_chat_template(m, tokenize=False), return_tensors="pt")
+            for m in (row["messages"], row["messages"][:1])
+        )
+        n_asked = asked["input_ids"].shape[1]
+        with torch.inference_mode():
+            p, q = (torch.log_softmax(m(**ids).logits[0, n_asked + 2 :], -1) for m in (a, b))
+        total.append((p.exp() * (p - q)).sum(-1).mean())
+    return float(torch.stack(total).mean())
+
+
+def test_a_decoder_file_holds_what_was_trained(root, tmp_path):
+    context = lowered(recipe_of(root, "gguf:q4_0", decoder=True))
+    trained = context.recovered["gguf-q4_0"]
+    weights = load_file(trained / "model.safetensors")
+    back = load_file(unpacked(context, tmp_path / "back") / "model.safetensors")
+    assert back.keys() == weights.keys()
+    for name, values in weights.items():
+        assert torch.equal(back[name].float(), values), name
+    plain = lowered(recipe_of(root, "gguf:q4_0", decoder=True, recover__method="none"))
+    auto: Any = AutoModelForCausalLM
+    places = (root / "decoder", trained, unpacked(plain, tmp_path / "plain"))
+    models = [auto.from_pretrained(place) for place in places]
+    tokenizer = AutoTokenizer.from_pretrained(root / "decoder")
+    with_recovery, without = (distance(models[0], m, tokenizer) for m in models[1:])
+    assert with_recovery < without / 2
+    losses = context.recoveries["gguf-q4_0"]["losses"]
+    assert losses[-1] < losses[0]
+    assert any("gguf-q4_0 is recovered" in note for note in context.notes)
+
+
+class Stopping(Progress):
+    """Is interrupted in the middle of the training."""
+
+    def advance(self, done: int, total: int | None, detail: str = "") -> None:
+        if total == 14 and done == 8:
+            raise KeyboardInterrupt
+        super().advance(done, total, detail)
+
+
+def test_a_killed_training_goes_on(root, tmp_path):
+    found = []
+    for name in ("whole", "killed"):
+        recipe = recipe_of(
+            root, "gguf:q4_0", cache_dir=str(tmp_path / name), recover__epochs=0.35,
+            recover__batch_size=3,
+        )  # fmt: skip
+        if name == "killed":
+            with pytest.raises(KeyboardInterrupt):
+                lowered(recipe, Stopping("quiet"))
+            assert list(tmp_path.glob("killed/recover gguf-q4_0/.*.partial/checkpoints/*"))
+        context = lowered(recipe)
+        assert context.recoveries["gguf-q4_0"]["steps"] == 14
+        found.append(load_file(context.recovered["gguf-q4_0"] / "model.safetensors"))
+    assert all(torch.equal(values, found[1][name]) for name, values in found[0].items())
+
+
+@pytest.mark.parametrize("precision", ["q4_k_m", "iq4_nl", "q5_1"])
+def test_mixed_types_and_encoders(precision, root):
+    """Fixed points of a file with several types; float tensors are the trained ones too."""
+    recipe = recipe_of(root, f"gguf:{precision}", recover__epochs=0.5)
+    variant = f"gguf-{precision}"
+    context = lowered(recipe)
+    weights = load_file(context.recovered[variant] / "model.safetensors")
+    before = load_file(root / "encoder" / "model.safetensors")
+    found = held(files(context, variant) / "model.gguf")
+    for name, source in (
+        ("blk.0.attn_q.weight", "bert.encoder.layer.0.attention.self.query.weight"),
+        ("blk.1.ffn_down.weight", "bert.encoder.layer.1.output.dense.weight"),
+        ("blk.1.layer_output_norm.weight", "bert.encoder.layer.1.output.LayerNorm.weight"),
+        ("token_embd.weight", "bert.embeddings.word_embeddings.weight"),
+    ):
+        assert np.array_equal(found[name], weights[source].numpy()), name
+        assert not torch.equal(weights[source], before[source]), name
+
+
+def test_an_onnx_folder_holds_what_was_trained(root):
+    context = lowered(recipe_of(root, "onnx:int4", decoder=True))
+    weights = load_file(context.recovered["onnx-int4"] / "model.safetensors")
+    before = load_file(root / "decoder" / "model.safetensors")
+    path = files(context, "onnx-int4") / "model.onnx"
+    model = onnx.load(path)
+    arrays = {i.name: numpy_helper.to_array(i, str(path.parent)) for i in model.graph.initializer}
+    rows = []
+    for node in model.graph.node:
+        bits = {a.name: a.i for a in node.attribute}
+        if node.op_type == "MatMulNBits" and bits["bits"] == 4:
+            q, scale = arrays[node.input[1]], arrays[node.input[2]]
+            levels = np.stack([q & 15, q >> 4], -1).reshape(*q.shape[:2], -1).astype(np.float32) - 8
+            rows.append((levels * scale.reshape(*q.shape[:2], 1)).reshape(len(q), -1))
+    assert rows
+    known = {tuple(row) for matrix in rows for row in matrix}
+    name = "model.layers.1.mlp.gate_proj.weight"
+    assert not torch.equal(weights[name], before[name])
+    changed = [n for n, w in weights.items() if w.ndim == 2 and not torch.equal(w, before[n])]
+    assert name in changed
+    for name in changed:
+        assert {tuple(row) for row in weights[name].numpy()} <= known, name
+
+
+def test_blocks_on_a_grid_are_found_again():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, 100, generator=generator) * torch.logspace(-6, 2, 200)[:, None]
+    weight[3] = 0
+    weight[:, :4] *= 30
+    _, scale = quantize_blocks(weight, 4)
+    grid = Grid(scale, 32, -8, 7, peak=7)
+    for factor in (0.3, 1, 1.4):  # as weights may wander while training
+        values = grid.round(weight * factor)
+        q, again = quantize_blocks(values, 4)
+        levels = torch.stack([q & 15, q >> 4], -1).reshape(*q.shape[:2], 32).float() - 8
+        back = (levels * again[..., None]).reshape(200, -1)[:, :100]
+        assert torch.equal(back, values)
+
+
+def test_rounding_lessens_what_the_product_is_off_by():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 8, generator=generator) @ torch.randn(8, 64, generator=generator)
+    x += 0.1 * torch.randn(500, 64, generator=generator)
+    weight = torch.randn(16, 64, generator=generator)
+    scale = weight.reshape(16, 2, 32).abs().amax(-1) / 7
+    grid = Grid(scale, 32, -8, 7)
+
+    def error(values: torch.Tensor) -> float:
+        return float(((weight - values) @ x.T).square().sum())
+
+    found = round_matrix(weight, grid, x.T @ x)
+    assert torch.equal(grid.round(found), found)
+    assert error(found) < error(grid.round(weight)) / 5
+    assert torch.equal(round_matrix(weight, grid, torch.eye(64)), grid.round(weight))
+    near = latents_near(weight, found, grid)
+    assert torch.equal(grid.round(near), found)
+    assert (near - weight).abs().max() <= (found - weight).abs().max()
+
+
+def test_the_optimizer_goes_on_from_its_state():
+    grid = Grid(torch.full((4, 1), 0.25), 8, -8, 7)
+    start = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    target = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+
+    def made() -> tuple[torch.nn.Parameter, GridAdamW]:
+        weight = torch.nn.Parameter(start.clone())
+        return weight, GridAdamW({"w": weight}, {"w": grid}, {"w": start.clone()}, lr=0.05)
+
+    def steps(weight: torch.nn.Parameter, optimizer: GridAdamW, n: int) -> None:
+        for _ in range(n):
+            optimizer.zero_grad()
+            (weight - target).square().sum().backward()
+            optimizer.step()
+            assert torch.equal(grid.round(weight.data), weight.data)
+
+    whole, optimizer = made()
+    steps(whole, optimizer, 60)
+    first, half = made()
+    steps(first, half, 30)
+    state = half.state_dict()
+    second, other = made()
+    other.load_state_dict(state)
+    assert torch.equal(second, first)
+    steps(second, other, 30)
+    assert torch.equal(second, whole)
+    assert (whole - target).abs().max() <= 0.25 + 1e-6
+
+
+def test_which_variants_are_recovered(root):
+    recipe = recipe_of(root, "gguf:q4_0", "gguf:q8_0", "onnx:int8", recover__method="auto")
+    assert [recovery(recipe, spec) for spec in recipe.targets] == ["round", "none", "none"]
+    asked = recipe_of(root, "gguf:q4_0", "gguf:q8_0", "onnx:int8", recover__method="round")
+    assert [recovery(asked, spec) for spec in asked.targets] == ["round", "round", "none"]
+    bare = recipe_of(root, "gguf:q4_0", data__train=None, recover__method="auto")
+    assert recovery(bare, "gguf:q4_0") == "none"
+    with pytest.raises(RecipeError, match="needs training data"):
+        check_recovery(recipe_of(root, "gguf:q4_0", data__train=None))
+    with pytest.raises(RecipeError, match="none of the targets"):
+        check_recovery(recipe_of(root, "onnx:int8"))
+    with pytest.raises(RecipeError, match=r"recover.epochs: 0"):
+        recipe_of(root, "gguf:q4_0", recover__epochs=0)
