@@ -11,7 +11,7 @@ Letters: R rows and C columns of a matrix, G blocks in a row. A last block may b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -97,3 +97,14 @@ class Grids:
     matrices: Mapping[str, Grid]  # by the name of the Hugging Face model's parameter
     # parameters that the file rounds in another way: they stay as they are
     fixed: frozenset[str] = field(default_factory=frozenset[str])
+
+    def within(self, prefix: str, names: Collection[str]) -> Grids:
+        """By the names of a model without the head of its checkpoint, whose body's parameters are
+        called `prefix`.NAME there: where NAME is one of `names`."""
+
+        def inner(name: str) -> str:
+            short = name.removeprefix(f"{prefix}.")
+            return short if short in names else name
+
+        matrices = {inner(name): grid for name, grid in self.matrices.items()}
+        return Grids(matrices, frozenset(map(inner, self.fixed)))

@@ -104,6 +104,7 @@ class Recover(Pass):
         from edgelm.compiler.recover.rounding import latents_near, round_model
 
         weights = dict(model.named_parameters())
+        grids = grids.within(model.base_model_prefix, weights)
         unknown = (grids.matrices.keys() | grids.fixed) - weights.keys()
         if unknown:
             raise ModelError(f"{self.variant}: the model has no parameter {min(unknown)}")

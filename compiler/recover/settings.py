@@ -29,7 +29,11 @@ def can_recover(recipe: Recipe, spec: str) -> bool:
     """Whether the target knows this variant's grids."""
     target, precision = split_target(spec)
     able = get_target(target).capabilities()
-    if target == "gguf" and recipe.gguf.converter is not None:  # whose tensors are not known
+    # tensors of a script are not known; heads that were left out come back as rows of zeros
+    is_foreign = recipe.gguf.converter is not None or recipe.prune.heads is not None
+    if target == "gguf" and is_foreign:
+        return False
+    if recipe.prune.sparsity is not None:  # zeros would not stay
         return False
     return precision in able.recovers and precision in able.precisions_for(recipe.task)
 
@@ -47,7 +51,8 @@ def check_recovery(recipe: Recipe) -> None:
     if not any(can_recover(recipe, spec) for spec in recipe.targets):
         raise RecipeError(
             f"recover.method: {stated!r}: none of the targets can be recovered",
-            hint="GGUF files of 4 bits and more can, and onnx:int4; none of a --converter",
+            hint="GGUF files of 4 bits and more can, and onnx:int4; not with --converter, "
+            "--sparsity nor, in GGUF, with --prune-heads",
         )
 
 

@@ -52,7 +52,8 @@ def grids(request: LowerRequest) -> Grids:
     found: dict[str, Grid] = {}
     fixed: set[str] = set()
     with tempfile.TemporaryDirectory(dir=request.folder, prefix=".grids-") as scratch:
-        lower(replace(request, folder=Path(scratch), recovered=None))
+        whole = replace(request, folder=Path(scratch), recovered=None, split_bytes=None)
+        lower(whole)
         for tensor in _tensors(Path(scratch) / MODEL_FILE, "r"):
             move = sources.get(tensor.name)
             if move is None or tensor.kind == "f32":

@@ -26,7 +26,7 @@ import torch
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.onnx.fuse import MICROSOFT, array_of, constant, replace, tidy
 from edgelm.targets.onnx.half import halve_weights
-from edgelm.targets.onnx.quantize import linears, tables
+from edgelm.targets.onnx.quantize import LinearNode, linears, tables
 
 BLOCK = 32
 INT8_ACTIVATIONS = 4  # the operator's accuracy level: activations in 8 bits, as llama.cpp does
@@ -113,23 +113,36 @@ def quantize_gated(model: ir.Model) -> None:
     In decoders single values there are hundreds to thousands of times as large as the others, of
     which one scale for a whole tensor leaves little; a scale for each block keeps them (vectors of
     SmolLM2-135M: mean cosine 0.994, with one scale 0.961)."""
-    for node in _products(model.graph):
+    for node in gated(model.graph):
+        _to_blocks(model.graph, node, 8)
+    tidy(model)
+
+
+def gated(graph: ir.Graph) -> list[ir.Node]:
+    """Those products."""
+    found: list[ir.Node] = []
+    for node in _products(graph):
         made = node.inputs[0].producer() if node.inputs[0] is not None else None
         if made is None or made.op_type != "Mul":
             continue
         if all(array_of(value) is None for value in made.inputs):
-            _to_blocks(model.graph, node, 8)
-    tidy(model)
+            found.append(node)
+    return found
+
+
+def bits_of(linear: LinearNode) -> int:
+    """Of a product of what answers whole texts: heads, which work on one row (B, K) a text, weigh
+    little and get 8."""
+    return 8 if linear.x.shape is not None and len(linear.x.shape) == 2 else 4
 
 
 def quantize_whole_texts(model: ir.Model) -> None:
     """What answers whole texts: every product and embedding table in place in 4 bits, with scales
-    of 16 bits. Heads, which work on one row (B, K) a text, weigh little and get 8 bits."""
+    of 16 bits; heads in 8."""
     graph = model.graph
     for linear in list(linears(graph)):
-        is_head = linear.x.shape is not None and len(linear.x.shape) == 2
         weight = torch.from_numpy(linear.weight)
-        product = _product(graph, linear.x, linear.name, weight, 8 if is_head else 4)
+        product = _product(graph, linear.x, linear.name, weight, bits_of(linear))
         new = [product]
         if linear.bias is not None:
             new.append(ir.node("Add", [product.outputs[0], linear.bias]))

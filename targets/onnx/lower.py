@@ -5,6 +5,8 @@ An encoder, or a decoder whose hidden states are pooled; text generation is gena
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.base import Lowered, LowerRequest
 from edgelm.targets.causal import is_causal
@@ -28,10 +30,8 @@ def lower(request: LowerRequest) -> Lowered:
     if precision not in PRECISIONS:
         raise ModelError(f"the onnx target has no precision {precision!r}")
     request.report("exporting")
-    type_ids = request.task.pair and request.text.type_ids
-    model = export(request.model_dir, request.task, type_ids=type_ids)
+    model = fused(request)
     engine = dict(ENGINE)
-    fuse(model, _WEIGHTS.get(precision, "float"))
     if precision in _WEIGHTS and is_causal(request.model_dir):
         quantize_gated(model)
         engine["onnxruntime"] = BLOCKWISE
@@ -56,3 +56,11 @@ def lower(request: LowerRequest) -> Lowered:
     inputs = [value.name for value in model.graph.inputs]
     files = store(model, request.folder)
     return Lowered(files=files, engine=engine, options={"opset": OPSET, "inputs": inputs})
+
+
+def fused(request: LowerRequest) -> ir.Model:
+    """The graph whose weights are then put into the precision. Raises ModelError."""
+    type_ids = request.task.pair and request.text.type_ids
+    model = export(request.recovered or request.model_dir, request.task, type_ids=type_ids)
+    fuse(model, _WEIGHTS.get(request.precision, "float"))
+    return model
