@@ -70,9 +70,12 @@ class LowerRequest:
     calibration: Callable[[], Iterable[TokenBatch]] = tuple  # training texts, tokenized
     imatrix: Path | None = None  # importance matrix, in llama.cpp's format
     recovered: Path | None = None  # as model_dir, of values that the variant's grids hold
+    types: Mapping[str, str] = field(default_factory=dict[str, str])  # of the file's tensors
+    curvature: Path | None = None  # what errors of each matrix cost, for rounding
     converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py, to write GGUF files with
     split_bytes: int | None = None  # the most of one GGUF file; None: all in one
     report: Callable[[str], None] = lambda step: None  # says which step is running
+    advance: Callable[[int, int], None] = lambda done, total: None  # how far it is
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Lowered:
     # for `open`, kept in the manifest
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()  # what the user should know of the files
+    types: dict[str, str] = field(default_factory=dict[str, str])  # tensor -> type, where chosen
+    graded_as: str | None = None  # the precision whose limits hold, where the name is none
 
 
 # Packages of which there is no release for every Python that edgelm runs on -> the first that has

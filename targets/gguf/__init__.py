@@ -9,7 +9,7 @@ from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions,
 from edgelm.runtime.errors import EdgelmError
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
 from edgelm.targets.base import Capabilities, Lowered, LowerRequest
-from edgelm.targets.gguf.precisions import PRECISIONS, RECOVERED_BITS
+from edgelm.targets.gguf.precisions import AUTO, PRECISIONS, RECOVERED_BITS
 
 if TYPE_CHECKING:
     from edgelm.targets.grid import Grids
@@ -36,7 +36,8 @@ class GgufTarget:
             "feature-extraction",
             "text-generation",
         )
-        return Capabilities(tasks, PRECISIONS, devices, recovers=RECOVERED_BITS, guesses=True)
+        precisions = (*PRECISIONS, AUTO)
+        return Capabilities(tasks, precisions, devices, recovers=RECOVERED_BITS, guesses=True)
 
     def available(self) -> str | None:
         """None when llama.cpp's library loads here, else the reason with the cure."""

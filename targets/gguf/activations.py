@@ -44,7 +44,7 @@ def collect(
     batches."""
     import torch
 
-    layers = _layers(model, model_dir, task, text)
+    layers = linear_layers(model, model_dir, task, text)
     sums = {name: torch.zeros(module.in_features, dtype=torch.float64) for name, module in layers}
     body = model.base_model  # a decoder's logits take more memory than all else
     mask = torch.empty(0, dtype=torch.bool)
@@ -112,7 +112,9 @@ def _mask(batch: TokenBatch) -> torch.Tensor:
     return torch.arange(T) < torch.from_numpy(batch.lengths)[:, None]
 
 
-def _layers(model: Any, model_dir: Path, task: Task, text: TextLimits) -> list[tuple[str, Any]]:
+def linear_layers(
+    model: Any, model_dir: Path, task: Task, text: TextLimits
+) -> list[tuple[str, Any]]:
     """(name in the file, the linear layer) of every matrix that is looked at."""
     values = json.loads((model_dir / "config.json").read_text("utf-8"))
     if values.get(HEADS) is not None:

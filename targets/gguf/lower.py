@@ -7,23 +7,37 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgelm.runtime.errors import MissingExtra, ModelError
 from edgelm.targets.base import Lowered, LowerRequest
+from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.convert import convert
+from edgelm.targets.gguf.facts import bits_per_weight
 from edgelm.targets.gguf.families import known_families, make_plan
 from edgelm.targets.gguf.head import Head
 from edgelm.targets.gguf.imatrix import check_covers, read_imatrix
 from edgelm.targets.gguf.plan import Config, Plan
-from edgelm.targets.gguf.precisions import FLOAT_FILE_TYPES, PRECISIONS, needs_matrix
-from edgelm.targets.gguf.shards import split_file
+from edgelm.targets.gguf.precisions import (
+    AUTO,
+    FLOAT_FILE_TYPES,
+    PRECISIONS,
+    needs_matrix,
+    precision_like,
+    table_type,
+)
+from edgelm.targets.gguf.shards import read_model, split_file
 from edgelm.targets.gguf.vocab import Vocab, read_vocab
 from edgelm.targets.gguf.weights import Weights
 from edgelm.targets.gguf.writer import write_gguf
 
+if TYPE_CHECKING:
+    from edgelm.targets.gguf.rounding.table import Table
+    from edgelm.targets.gguf.rounding.types import Bytes, Floats
+
 MODEL_FILE = "model.gguf"
 HEAD_FILE = "head.safetensors"
+TOKEN_TABLE = "token_embd.weight"
 _NO_TOKENS = (
     "llama.cpp has no tokenizer of this kind: other programs than edgelm can feed the file with "
     "token ids only"
@@ -44,7 +58,7 @@ class _Made:
 
 def lower(request: LowerRequest) -> Lowered:
     """Write the variant's files into `request.folder`. Raises ModelError, MissingExtra."""
-    if request.precision not in PRECISIONS:
+    if request.precision not in (*PRECISIONS, AUTO):
         raise ModelError(
             f"gguf has no precision {request.precision!r}; it has {', '.join(PRECISIONS)}"
         )
@@ -56,6 +70,8 @@ def lower(request: LowerRequest) -> Lowered:
         made = write(request, first, precision)
         if not is_float:
             request.report(f"quantizing to {request.precision}")
+            (_round if request.precision == AUTO else _quantize)(first, request, made)
+
             _quantize(first, request, made)
             if request.recovered is not None:
                 made = _put_recovered(first, request, request.recovered)
@@ -71,7 +87,35 @@ def lower(request: LowerRequest) -> Lowered:
         made.head.save(request.folder / HEAD_FILE)
         files.append(HEAD_FILE)
         options = options | {"head": HEAD_FILE}
-    return Lowered(tuple(files), dict(ENGINE), options, made.notes)
+    if request.precision != AUTO:
+        return Lowered(tuple(files), dict(ENGINE), options, made.notes)
+    bits = bits_per_weight(read_model(request.folder / files[0]))
+    like = precision_like(bits)
+    return Lowered(tuple(files), dict(ENGINE), options, made.notes, dict(request.types), like)
+
+
+def tabulate(request: LowerRequest) -> Table:
+    """What each type of each matrix takes and costs, in `request.folder`; a table that was cut off
+    there goes on. Raises ModelError, MissingExtra."""
+    from edgelm.targets.gguf.curvature import Curvature
+    from edgelm.targets.gguf.rounding import table
+
+    assert request.curvature is not None
+    source = request.folder / "unquantized.gguf"
+    try:
+        made = _write(request, source, None)
+        rows = table.tabulate(
+            source, Curvature(request.curvature), request.folder / "rows.jsonl", request.advance
+        )
+        rest_bytes = table.rest_bytes(read_header(source), rows)
+        if "type_ids" in made.options:  # the engine reads rows of the token table itself
+            rows = table.restricted(rows, TOKEN_TABLE, table_type(made.width))
+    finally:
+        source.unlink(missing_ok=True)
+    if made.head is not None:
+        made.head.save(request.folder / HEAD_FILE)
+        rest_bytes += (request.folder / HEAD_FILE).stat().st_size
+    return table.Table(rows, rest_bytes)
 
 
 def _write(request: LowerRequest, path: Path, precision: str | None) -> _Made:
@@ -119,7 +163,7 @@ def _convert(request: LowerRequest, path: Path, precision: str | None) -> _Made:
 
 def _quantize(source: Path, request: LowerRequest, made: _Made) -> None:
     try:
-        from edgelm.targets.gguf.quantize import How, choose_types, quantize_file, table_type
+        from edgelm.targets.gguf.quantize import How, choose_types, quantize_file
     except ImportError as err:
         raise MissingExtra("llama-cpp-python", "gguf") from err
     importance = {}
@@ -133,6 +177,26 @@ def _quantize(source: Path, request: LowerRequest, made: _Made) -> None:
     table = table_type(made.width) if "type_ids" in made.options else None
     how = How(table, types, importance)
     quantize_file(source, request.folder / MODEL_FILE, request.precision, how)
+
+
+def _round(source: Path, request: LowerRequest, made: _Made) -> None:
+    """By edgelm itself, each matrix into its type."""
+    from edgelm.targets.gguf.curvature import Curvature
+    from edgelm.targets.gguf.rounding.file import write_with
+    from edgelm.targets.gguf.rounding.matrices import Rounder
+
+    assert request.curvature is not None
+    curvature = Curvature(request.curvature)
+    done = 0
+
+    def make(name: str, values: Floats, kind: str) -> Bytes:
+        nonlocal done
+        data = Rounder(values, curvature.terms(name)).bytes(kind)
+        done += 1
+        request.advance(done, len(request.types))
+        return data
+
+    write_with(source, request.folder / MODEL_FILE, request.types, make)
 
 
 def _put_recovered(scratch: Path, request: LowerRequest, recovered: Path) -> _Made:

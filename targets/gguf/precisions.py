@@ -45,6 +45,11 @@ QUANTIZED_FILE_TYPES: dict[str, int] = {
 }
 
 PRECISIONS: tuple[str, ...] = (*FLOAT_FILE_TYPES, *QUANTIZED_FILE_TYPES)
+_Q8_0_BLOCK = 32  # values
+AUTO = "auto"  # each matrix in a type of its own, chosen by what it costs
+
+# Least bits of a weight -> the precision that a mixed file is held to.
+_LIKE = {8.0: "q8_0", 6.0: "q6_k", 5.0: "q5_0", 4.0: "q4_0", 3.0: "q3_k_m", 0.0: "q2_k"}
 
 # Files of types whose blocks layouts.py knows -> bits of a level, of most matrices.
 RECOVERED_BITS: dict[str, int] = {
@@ -110,3 +115,13 @@ def gains_by_matrix(precision: str, tensor_types: Iterable[str] = ()) -> bool:
     if needs_matrix(precision, tensor_types):
         return True
     return precision in QUANTIZED_FILE_TYPES and precision not in _OVER_FIVE_BITS
+
+
+def precision_like(bits: float) -> str:
+    """The precision whose limits hold for a file that spends so many bits on a weight."""
+    return next(name for least, name in _LIKE.items() if bits >= least)
+
+
+def table_type(width: int) -> str:
+    """Of a token table that an engine reads rows of: 8 bits, where its width allows."""
+    return "f16" if width % _Q8_0_BLOCK else "q8_0"

@@ -16,7 +16,6 @@ from edgelm.runtime.errors import ModelError
 from edgelm.targets.gguf import bindings
 from edgelm.targets.gguf.precisions import QUANTIZED_FILE_TYPES, TENSOR_TYPES, TENSORS_IN_NEED
 
-_BLOCK = 32  # values in a q8_0 block
 # The head decides the label, and is small: it is kept at float16, its last matrix at float32.
 _HEAD_TYPES = {"cls.weight": "f16", "cls.output.weight": "f32"}
 
@@ -31,11 +30,6 @@ class How:
     importance: Mapping[str, NDArray[np.float32]] = field(
         default_factory=dict[str, NDArray[np.float32]]
     )
-
-
-def table_type(width: int) -> str:
-    """Of a token table that an engine reads rows of: 8 bits, where its width allows."""
-    return "f16" if width % _BLOCK else "q8_0"
 
 
 def choose_types(patterns: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
