@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from edgelm.runtime.manifest import Measured, Parity, Pooling, Task, TextLimits
 from edgelm.runtime.progress import Progress
 from edgelm.runtime.tokenizer import Text
 from edgelm.targets.base import Lowered
+
+if TYPE_CHECKING:
+    from edgelm.targets.gguf.rounding.table import Table
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,9 @@ class Context:
     model_key: str = ""  # digest of what made it; whoever sets model_dir sets this
     tokenizer_dir: Path | None = None
     imatrix: Path | None = None  # importance matrix for GGUF's quantized types
+    curvature: Path | None = None  # what errors of each matrix cost
+    table: Table | None = None  # what each type of each matrix takes and costs
+    types: dict[str, str] = field(default_factory=dict[str, str])  # of gguf:auto's tensors
     # variant -> Hugging Face model of values that it can hold, and how that was found
     recovered: dict[str, Path] = field(default_factory=dict[str, Path])
     recoveries: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])

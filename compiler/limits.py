@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import Parity, Task
 from edgelm.runtime.metrics import main_metric
+
+if TYPE_CHECKING:
+    from edgelm.compiler.context import VariantState
 
 MIN_FOR_SLACK = 10  # evaluation texts
 MIN_GAIN = 0.05  # nats a token; of a smaller gain of fine-tuning no share is judged by default
@@ -80,9 +84,10 @@ _ROWS = (
 DEFAULTS = {name: (labels, tokens) for names, labels, tokens in _ROWS for name in names.split()}
 
 
-def limits_for(recipe: Recipe, target: str, precision: str) -> Limits:
-    """The limits that hold for `target:precision`, which is one of DEFAULTS."""
-    labels, tokens = DEFAULTS[precision]
+def limits_for(recipe: Recipe, target: str, precision: str, graded_as: str | None = None) -> Limits:
+    """The limits that hold for `target:precision`; by default those of `graded_as` if given. The
+    one or the other is one of DEFAULTS."""
+    labels, tokens = DEFAULTS[graded_as or precision]
     own = recipe.verify.limits.get(f"{target}:{precision}")
     stated: dict[str, float] = {}
     for config in (recipe.verify, own):
@@ -92,6 +97,11 @@ def limits_for(recipe: Recipe, target: str, precision: str) -> Limits:
                 stated[name] = float(value)
     base = tokens if recipe.task == "text-generation" else labels
     return replace(base, **stated, stated=frozenset(stated))
+
+
+def limits_of(recipe: Recipe, state: VariantState) -> Limits:
+    """The limits that hold for a lowered variant."""
+    return limits_for(recipe, state.target, state.precision, state.lowered.graded_as)
 
 
 def failures(

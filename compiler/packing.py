@@ -37,6 +37,7 @@ def manifest_variant(state: VariantState) -> Variant:
         metrics={k: round(v, 6) for k, v in state.metrics.items()},
         measured=state.measured,
         golden=golden,
+        types=state.lowered.types,
     )
 
 

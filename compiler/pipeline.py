@@ -18,6 +18,7 @@ from edgelm.compiler.chat.verify import ChatVerify
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra
 from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.allocate import allocate_passes
 from edgelm.compiler.passes.finetune import Finetune
 from edgelm.compiler.passes.gate import Gate
 from edgelm.compiler.passes.imatrix import imatrix_passes
@@ -121,6 +122,7 @@ def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
         *([Sparsify()] if recipe.prune.sparsity is not None else []),
         passes.reference(),
         *imatrix_passes(recipe),
+        *allocate_passes(recipe),
         *verified,
         Gate(),
         *[passes.measure(v) for v in variants],

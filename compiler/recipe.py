@@ -261,12 +261,20 @@ class QuantizeConfig:
         flag="--imatrix",
     )
     imatrix_tokens: int = option(
-        20_000, "Tokens that an importance matrix is computed from.", flag="--imatrix-tokens"
+        20_000,
+        "Tokens that an importance matrix, and for auto what errors cost, is computed from.",
+        flag="--imatrix-tokens",
     )
     calibration_file: str | None = option(
         None, "Plain text to compute an importance matrix from, in place of training texts.",
         flag="--calibration-file",
     )  # fmt: skip
+    max_size: str | None = option(
+        None,
+        "gguf:auto: largest size of the variant's files, such as 90MB (MB: a million bytes). Each "
+        "matrix gets the type that loses least of the task within it.",
+        flag="--max-size",
+    )
     tensor_types: dict[str, str] = field(
         default_factory=dict[str, str],
         metadata={

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from edgelm.compiler.allocate.sizes import SAYS, parse_size
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import nearest
 from edgelm.targets import TARGETS, get_target
-from edgelm.targets.gguf.precisions import TENSOR_TYPES
+from edgelm.targets.gguf.precisions import AUTO, TENSOR_TYPES
 
 if TYPE_CHECKING:
     from edgelm.compiler.recipe import Recipe
@@ -119,6 +120,12 @@ def check(recipe: Recipe) -> None:
         "must lie between 0 and 1",
     )  # fmt: skip
     rule(r.rounding_tokens >= 1, "recover.rounding_tokens", r.rounding_tokens, "must be >= 1")
+    has_auto = f"gguf:{AUTO}" in recipe.targets
+    if q.max_size is not None:
+        rule(_is_size(q.max_size), "quantize.max_size", q.max_size, SAYS)
+        rule(has_auto, "quantize.max_size", q.max_size, f"is for the target gguf:{AUTO}")
+    says = "is needed for gguf:auto: name the largest size of its files with --max-size 90MB"
+    rule(not has_auto or q.max_size is not None, "quantize.max_size", q.max_size, says)
     for pattern, kind in q.tensor_types.items():
         says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
         rule(kind in TENSOR_TYPES, f"quantize.tensor_types.{pattern}", kind, says)
@@ -208,6 +215,14 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
     rule(d.temperature > 0, "distil.temperature", d.temperature, "must be above 0")
     rule(1 <= d.steps <= 20, "distil.steps", d.steps, "must be 1 to 20")
     rule(0 <= d.max_drop <= 1, "distil.max_drop", d.max_drop, "must be 0 to 1")
+
+
+def _is_size(text: str) -> bool:
+    try:
+        parse_size(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_pattern(text: str) -> bool:

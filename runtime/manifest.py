@@ -113,6 +113,7 @@ class Variant:
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     measured: Measured | None = None
     golden: tuple[tuple[float, ...], ...] = ()  # this variant's own outputs on Manifest.golden
+    types: dict[str, str] = field(default_factory=dict[str, str])  # tensor -> type, where chosen
 
     @property
     def size_bytes(self) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgelm.compiler.chat.asking import Advance
 from edgelm.compiler.chat.oracle import Answers, Oracle, write_json
 from edgelm.compiler.context import Context, Worst
-from edgelm.compiler.limits import failures, limits_for
+from edgelm.compiler.limits import failures, limits_of
 from edgelm.compiler.packing import manifest_variant
 from edgelm.compiler.passes.verify import DEVICE, N_WORST, Verify
 from edgelm.runtime.engine import DecoderOptions, DecoderSession
@@ -84,7 +84,7 @@ class ChatVerify(Verify):
         loss = float(found.losses.mean(dtype=np.float64))
         state.metrics = {"loss": loss, "perplexity": perplexity(found.losses)}
         state.worst = worst(oracle.answers, found.answers, answers["texts"])
-        limits = limits_for(context.recipe, state.target, state.precision)
+        limits = limits_of(context.recipe, state)
         state.failures = failures(
             context.task, limits, state.parity, state.metrics, context.reference_metrics
         )

@@ -63,6 +63,12 @@ def has_texts(recipe: Recipe) -> bool:
     return recipe.data.train is not None or recipe.quantize.calibration_file is not None
 
 
+def texts_digest(context: Context) -> str:
+    """Of what `calibration_tokens` takes its texts from."""
+    file = context.recipe.quantize.calibration_file
+    return sha256_file(Path(file).expanduser()) if file else context.data_digest
+
+
 def stated_file(recipe: Recipe) -> Path | None:
     """The matrix that the recipe names."""
     stated = recipe.quantize.imatrix
@@ -106,11 +112,10 @@ class ImportanceMatrix(Pass):
             return {"file": sha256_file(stated)}
         if not has_texts(recipe):
             return None
-        file = recipe.quantize.calibration_file
         return {
             "model": context.model_key,
             "reference": context.digests["reference"],  # which holds the tokenizer
-            "texts": sha256_file(Path(file).expanduser()) if file else context.data_digest,
+            "texts": texts_digest(context),
             "tokens": recipe.quantize.imatrix_tokens,
             "seed": recipe.seed,
             "versions": versions(*_PACKAGES),
@@ -205,9 +210,9 @@ def _text_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
     file = context.recipe.quantize.calibration_file
     texts: list[Text]
     if file is not None:
-        texts = [line for line in _read(context, file).splitlines() if line.strip()]
+        texts = [line for line in read_text(context, file).splitlines() if line.strip()]
     else:
-        texts = _shuffled(context, [as_text(example) for example in context.data.train])
+        texts = shuffled(context, [as_text(example) for example in context.data.train])
     tokenizer = Tokenizer(context.tokenizer_dir, context.text)
     for start in range(0, len(texts), _SLICE):
         found = tokenizer.encode(texts[start : start + _SLICE])
@@ -225,9 +230,9 @@ def _chat_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
     samples: Iterable[list[int]]
     if file is not None:
         limit = context.recipe.quantize.imatrix_tokens
-        samples = [tokenizer(_read(context, file))["input_ids"][:limit]]
+        samples = [tokenizer(read_text(context, file))["input_ids"][:limit]]
     else:
-        rows = _shuffled(context, list(context.chat.train))
+        rows = shuffled(context, list(context.chat.train))
         samples = (list(render(row, tokenizer, context.text.max_tokens).ids) for row in rows)
     for ids in samples:
         begin = ids[0] if ids and ids[0] == tokenizer.bos_token_id else None
@@ -236,12 +241,13 @@ def _chat_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
                 yield piece, []
 
 
-def _shuffled(context: Context, rows: list[Any]) -> list[Any]:
+def shuffled(context: Context, rows: list[Any]) -> list[Any]:
+    """In a seeded order."""
     order = np.random.default_rng(context.recipe.seed).permutation(len(rows))
     return [rows[i] for i in order]
 
 
-def _read(context: Context, file: str) -> str:
+def read_text(context: Context, file: str) -> str:
     """As much of the file's text as is needed."""
     path = Path(file).expanduser()
     try:

@@ -14,6 +14,7 @@ from edgelm.compiler.context import Context, VariantState, as_text
 from edgelm.compiler.converter import converter_inputs, converter_of
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.allocate import SPEC, check_auto
 from edgelm.compiler.passes.imatrix import check_matrix, uses_matrix
 from edgelm.compiler.recipe import Recipe, split_target
 from edgelm.runtime.engine import BatchLimits, TokenBatch
@@ -50,6 +51,7 @@ def check_target(recipe: Recipe, spec: str) -> None:
     if precision == STATIC and recipe.data.train is None:
         raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
     check_matrix(recipe, spec)
+    check_auto(recipe, spec)
     if name == "gguf":
         converter_of(recipe)
 
@@ -94,7 +96,14 @@ class Lower(Pass):
             "tensor_types": list(recipe.quantize.tensor_types.items()),
             "imatrix": context.digests["imatrix"] if uses_matrix(recipe, self.spec) else None,
             **(_gguf_inputs(recipe) if self.target == "gguf" else {}),
+            **self._auto(context),
         }
+
+    def _auto(self, context: Context) -> dict[str, Any]:
+        """What decides the roundings of a variant whose types were chosen."""
+        if self.spec != SPEC:
+            return {}
+        return {"types": context.types, "sensitivity": context.digests["sensitivity"]}
 
     def run(self, context: Context, folder: Path) -> None:
         inside = folder / "variants" / self.variant
@@ -125,7 +134,10 @@ class Lower(Pass):
             calibration=lambda: calibration_batches(context),
             imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
             **(_gguf_options(context.recipe) if self.target == "gguf" else {}),
+            types=context.types,
+            curvature=context.curvature,
             report=lambda step: context.progress.advance(0, None, step),
+            advance=context.progress.advance,
         )
 
     def load(self, context: Context, folder: Path) -> None:

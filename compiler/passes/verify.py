@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgelm.compiler.context import Context, Worst, eval_texts
 from edgelm.compiler.hf import versions
-from edgelm.compiler.limits import failures, limits_for
+from edgelm.compiler.limits import failures, limits_of
 from edgelm.compiler.machine import machine_id
 from edgelm.compiler.packing import manifest_variant
 from edgelm.compiler.passes import Pass
@@ -82,7 +82,7 @@ class Verify(Pass):
         state.parity = compare(task, reference, outputs)
         state.metrics = metrics_of(context, outputs)
         state.worst = _worst(context, reference, outputs)
-        limits = limits_for(context.recipe, state.target, state.precision)
+        limits = limits_of(context.recipe, state)
         state.failures = failures(
             task, limits, state.parity, state.metrics, context.reference_metrics
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgelm.compiler.chat.data import ChatReport
 from edgelm.compiler.context import Context, Worst, truth_matrix
 from edgelm.compiler.data import DataReport
-from edgelm.compiler.limits import Limits, limits_for
+from edgelm.compiler.limits import Limits, limits_of
 from edgelm.runtime.manifest import Manifest
 
 
@@ -59,7 +59,7 @@ def report_data(context: Context, manifest: Manifest, recipe_yaml: str) -> Repor
         training={k: v for k, v in context.training.items() if k != "folder"},
         notes=tuple(context.notes),
         worst={v.name: v.worst for v in variants},
-        limits={v.name: limits_for(context.recipe, v.target, v.precision) for v in variants},
+        limits={v.name: limits_of(context.recipe, v) for v in variants},
         failures={v.name: v.failures for v in variants},
     )
     if context.oracle is not None:

@@ -41,7 +41,8 @@ def render_report(data: ReportData) -> str:
 
 def page_sections(data: ReportData, kind: Kind) -> list[Section]:
     """In their order on the page; empty ones are left out."""
-    found = [*kind.sections(), sections.recipe(data), sections.provenance(data)]
+    found = [*kind.sections(), sections.types(data), sections.recipe(data)]
+    found.append(sections.provenance(data))
     return [s for s in found if s.blocks]
 
 

@@ -1,8 +1,9 @@
-"""The sections every report has: training, worst examples, recipe, provenance."""
+"""The sections every report has: training, worst examples, types, recipe, provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from edgelm.compiler.report.blocks import (
@@ -108,6 +109,22 @@ def worst_examples(
         if rows:
             blocks.append(Details(variant.name, (Table(head, rows, n_text=3),), is_open=i == 0))
     return Section("worst", "Worst examples", tuple(blocks) if len(blocks) > 1 else ())
+
+
+def types(data: ReportData) -> Section:
+    """The types that were chosen for single matrices, of the variants where they were."""
+    blocks: list[Block] = []
+    for variant in data.manifest.variants:
+        rows = tuple(row(name, kind) for name, kind in variant.types.items())
+        if rows:
+            table = Table(("matrix", "type"), rows, n_text=2)
+            blocks.append(Details(f"{variant.name}: {_counted(variant.types.values())}", (table,)))
+    return Section("types", "Types of the matrices", tuple(blocks))
+
+
+def _counted(kinds: Iterable[str]) -> str:
+    counts = Counter(kinds)
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
 
 
 def recipe(data: ReportData) -> Section:

@@ -1,0 +1,85 @@
+"""allocate: the type of each matrix of gguf:auto, the least cost within the size asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from edgelm.compiler.allocate.knapsack import least_bytes, solve
+from edgelm.compiler.allocate.sizes import parse_size, show_size
+from edgelm.compiler.context import Context
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.imatrix import has_texts
+from edgelm.compiler.passes.sensitivity import Errors, Sensitivity
+from edgelm.compiler.recipe import Recipe
+from edgelm.runtime.errors import RecipeError
+from edgelm.targets.gguf.precisions import AUTO
+
+SPEC = f"gguf:{AUTO}"
+
+
+def allocate_passes(recipe: Recipe) -> list[Pass]:
+    """The passes, where a variant needs them."""
+    return [Sensitivity(), Errors(), Allocate()] if SPEC in recipe.targets else []
+
+
+def check_auto(recipe: Recipe, spec: str) -> None:
+    """Raise RecipeError for what would fail after the training."""
+    if spec != SPEC:
+        return
+    if not has_texts(recipe):
+        raise RecipeError(
+            f"{SPEC} needs texts to find out what errors cost",
+            hint="name texts with --train FILE (with --no-train for this alone) or "
+            "--calibration-file FILE",
+        )
+    if recipe.prune.heads is not None:
+        raise RecipeError(
+            f"{SPEC} is not made of a model that lost heads, which its files hold as zeros",
+            hint="leave prune.heads out, or take a precision such as gguf:q4_k_m",
+        )
+    if recipe.gguf.converter is not None:
+        raise RecipeError(
+            f"{SPEC} cannot be made of a file that llama.cpp's own script writes",
+            hint="leave the converter out, or take a precision such as gguf:q4_k_m",
+        )
+
+
+class Allocate(Pass):
+    """Sets context.types."""
+
+    name = "allocate"
+
+    def inputs(self, context: Context) -> dict[str, Any] | None:
+        return None
+
+    def load(self, context: Context, folder: Path) -> None:
+        from edgelm.targets.gguf.quantize import choose_types
+        from edgelm.targets.gguf.rounding.table import restricted
+
+        table, quantize = context.table, context.recipe.quantize
+        assert table is not None and quantize.max_size is not None
+        rows = table.rows
+        wanted = quantize.tensor_types
+        for name, kind in choose_types(wanted, [row.name for row in rows]).items():
+            rows = restricted(rows, name, kind)
+        items = [[(option.n_bytes, option.cost) for option in row.options] for row in rows]
+        budget = parse_size(quantize.max_size) - table.rest_bytes
+        if budget < least_bytes(items):
+            least = least_bytes(items) + table.rest_bytes
+            raise RecipeError(
+                f"quantize.max_size: {quantize.max_size}: the smallest file of this model takes "
+                f"{least:,} bytes",
+                hint=f"use --max-size {show_size(least)} or more, or make the model smaller",
+            )
+        chosen = [row.options[i] for row, i in zip(rows, solve(items, budget), strict=True)]
+        context.types = {row.name: o.kind for row, o in zip(rows, chosen, strict=True)}
+        n_bytes = table.rest_bytes + sum(option.n_bytes for option in chosen)
+        counts = Counter(option.kind for option in chosen)
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+        bits = 8 * sum(o.n_bytes for o in chosen) / sum(row.n_weights for row in rows)
+        context.note(
+            f"gguf-{AUTO}: {n_bytes:,} bytes, {bits:.2f} bits a weight of the matrices: {kinds}; "
+            f"expected to lose {sum(option.cost for option in chosen):.2g} of the task's divergence"
+        )

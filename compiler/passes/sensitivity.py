@@ -1,0 +1,149 @@
+"""sensitivity: what errors of each matrix cost the task, for gguf:auto.
+
+Two stages: `Sensitivity` runs and differentiates the model on training texts (never on evaluation
+texts), `Errors` rounds each matrix into each type and tells what it takes and costs. Neither
+depends on the size asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgelm.compiler.chat.samples import render
+from edgelm.compiler.context import Context
+from edgelm.compiler.hf import load_model, load_tokenizer, seed_everything, torch_threads, versions
+from edgelm.compiler.passes import Pass
+from edgelm.compiler.passes.imatrix import (
+    BATCHES,
+    calibration_tokens,
+    read_text,
+    shuffled,
+    texts_digest,
+)
+from edgelm.runtime.runner import plan_batches
+from edgelm.runtime.schema import decode, encode
+from edgelm.targets.base import LowerRequest
+from edgelm.targets.gguf.precisions import AUTO
+
+FILE = "curvature.safetensors"
+_PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "llama-cpp-python")
+
+
+class Sensitivity(Pass):
+    """Sets context.curvature."""
+
+    name = "sensitivity"
+
+    def inputs(self, context: Context) -> dict[str, Any]:
+        recipe = context.recipe
+        return {
+            "model": context.model_key,
+            "reference": context.digests["reference"],  # which holds the tokenizer
+            "texts": texts_digest(context),
+            "tokens": recipe.quantize.imatrix_tokens,
+            "seed": recipe.seed,
+            "versions": versions(*_PACKAGES),
+        }
+
+    def run(self, context: Context, folder: Path) -> None:
+        from edgelm.compiler.allocate.probes import text_losses, token_losses
+        from edgelm.targets.gguf.curvature import collect_curvature, write_curvature
+
+        assert context.model_dir and context.task and context.text
+        model_dir, task, text, recipe = (
+            context.model_dir,
+            context.task,
+            context.text,
+            context.recipe,
+        )
+        seed_everything(recipe.seed)
+        advance = context.progress.advance
+        with torch_threads(recipe.threads):
+            model = load_model(model_dir, task, new_head=False)
+            if task.kind == "text-generation":
+                samples = list(_samples(context))
+                losses = token_losses(model, samples, recipe.seed)
+                n = len(samples)
+            else:
+                tokens = calibration_tokens(context)
+                plan = list(plan_batches(tokens.lengths, BATCHES))
+                batches = (tokens.batch(some, text.pad_id) for some in plan)
+                losses = text_losses(model, task, text, batches, recipe.seed)
+                n = len(plan)
+
+            def counted() -> Iterator[Any]:
+                for i, loss in enumerate(losses):
+                    advance(i, n)
+                    yield loss
+
+            found = collect_curvature(model, model_dir, task, text, counted())
+        write_curvature(folder / FILE, found)
+
+    def load(self, context: Context, folder: Path) -> None:
+        context.curvature = folder / FILE
+
+
+class Errors(Pass):
+    """Sets context.table."""
+
+    name = "errors"
+    resumable = True
+
+    def inputs(self, context: Context) -> dict[str, Any]:
+        from edgelm.targets.gguf.rounding.table import KINDS
+
+        return {
+            "sensitivity": context.digests["sensitivity"],
+            "kinds": list(KINDS),
+            "versions": versions(*_PACKAGES),
+        }
+
+    def run(self, context: Context, folder: Path) -> None:
+        from edgelm.targets.gguf.lower import tabulate
+
+        assert context.model_dir and context.task and context.text
+        with torch_threads(context.recipe.threads):
+            table = tabulate(
+                LowerRequest(
+                    model_dir=context.model_dir,
+                    task=context.task,
+                    text=context.text,
+                    precision=AUTO,
+                    folder=folder,
+                    curvature=context.curvature,
+                    advance=context.progress.advance,
+                )
+            )
+        (folder / "table.json").write_text(json.dumps(encode(table)), encoding="utf-8")
+
+    def load(self, context: Context, folder: Path) -> None:
+        from edgelm.targets.gguf.rounding.table import Table
+
+        text = (folder / "table.json").read_text(encoding="utf-8")
+        context.table = decode(Table, json.loads(text))
+
+
+def _samples(context: Context) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids, and the places of those that the model is to learn; about `imatrix_tokens`."""
+    from edgelm.targets.gguf.activations import pieces
+
+    assert context.chat and context.text and context.model_dir
+    tokenizer = load_tokenizer(context.model_dir, padded=False)
+    quantize, max_tokens = context.recipe.quantize, context.text.max_tokens
+    left = quantize.imatrix_tokens
+    if quantize.calibration_file is not None:
+        ids = tokenizer(read_text(context, quantize.calibration_file))["input_ids"][:left]
+        begin = ids[0] if ids and ids[0] == tokenizer.bos_token_id else None
+        yield from ((p, list(range(1, len(p)))) for p in pieces(ids, begin, max_tokens) if p[1:])
+        return
+    for row in shuffled(context, list(context.chat.train)):
+        sample = render(row, tokenizer, max_tokens)
+        targets = [t for t, counts in enumerate(sample.targets) if counts and t > 0]
+        if targets:
+            yield list(sample.ids), targets
+            left -= len(sample.ids)
+        if left <= 0:
+            return

@@ -1,0 +1,115 @@
+"""gguf:auto end to end: sizes, types, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_decoders
+from tiny_chat import chat_rows
+from tiny_data import labelled_rows, write_csv, write_jsonl
+
+import edgelm
+from edgelm.compiler import Recipe, compile, load_recipe
+from edgelm.runtime.errors import RecipeError
+from edgelm.targets.gguf.check import read_header
+from edgelm.targets.gguf.rounding.file import kind_of
+
+MIXED = dict(intermediate_size=256, num_hidden_layers=2)  # types of 32 and of 256
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("auto")
+    tiny.make_model(root / "encoder")
+    tiny_decoders.make_decoder(root / "decoder", "llama", **MIXED)
+    write_csv(root / "train.csv", labelled_rows(20))
+    write_csv(root / "eval.csv", labelled_rows(4, start=50))
+    write_jsonl(root / "train.jsonl", chat_rows(24))
+    write_jsonl(root / "eval.jsonl", chat_rows(6, start=100))
+    return root
+
+
+def recipe_of(root: Path, task: str, max_size: str, **changed: Any) -> Recipe:
+    decodes = task == "text-generation"
+    ending = "jsonl" if decodes else "csv"
+    keys = {
+        "model": str(root / ("decoder" if decodes else "encoder")),
+        "task": task,
+        "output": str(root / f"{task}.edgelm"),
+        "cache_dir": str(root / "cache"),
+        "targets": ["gguf:auto"],
+        "threads": 1,
+        "data.train": str(root / f"train.{ending}"),
+        "data.eval": str(root / f"eval.{ending}"),
+        "max_tokens": 64,
+        "train.method": "none",
+        "quantize.max_size": max_size,
+        "verify.eval_tokens": 20,
+        "verify.eval_answers": 1,
+        "verify.min_agreement": 0.0,
+        "verify.max_kl": 10.0,
+        "verify.max_kl_p999": 100.0,
+        "verify.max_perplexity_ratio": 10.0,
+        "verify.max_drop": 1.0,
+        "verify.min_cosine": 0.0,
+    }
+    return load_recipe(None, keys | {k.replace("__", "."): v for k, v in changed.items()})
+
+
+def parts(root: Path, task: str) -> Iterator[int]:
+    """Bytes of the smallest file, as the refusal of a tiny one says."""
+    with pytest.raises(RecipeError, match="smallest file of this model takes") as caught:
+        compile(recipe_of(root, task, "1KB"))
+    yield int(caught.value.message.split("takes ")[1].split()[0].replace(",", ""))
+
+
+@pytest.mark.parametrize("task", ["text-generation", "text-classification", "feature-extraction"])
+def test_the_file_keeps_to_the_size_and_a_larger_one_loses_less(root: Path, task: str) -> None:
+    least = next(parts(root, task))
+    lost: list[float] = []
+    for size in (least, least * 3 // 2):
+        report = compile(recipe_of(root, task, f"{size}B"))
+        variant = report.manifest.variants[0]
+        path = report.path / variant.files[0].path
+        assert path.stat().st_size <= size and variant.size_bytes <= size
+        if size == least:
+            assert variant.size_bytes == size
+        tensors = read_header(path).tensors
+        assert variant.types
+        assert {name: kind_of(tensors[name]) for name in variant.types} == variant.types
+        parity = variant.parity
+        assert parity is not None
+        lost.append(parity.kl_divergence if parity.mean_cosine is None else 1 - parity.mean_cosine)
+        assert edgelm.load(report.path).predict("where is my parcel")
+        assert "gguf-auto" in report.report_path.read_text(encoding="utf-8")
+    assert lost[1] < lost[0]
+
+
+def test_stated_types_are_kept(root: Path) -> None:
+    task = "text-classification"
+    least = next(parts(root, task))
+    stated = {"quantize.tensor_types": {"ffn_down": "q8_0"}}
+    report = compile(recipe_of(root, task, f"{2 * least}B", **stated))
+    types = report.manifest.variants[0].types
+    assert {kind for name, kind in types.items() if "ffn_down" in name} == {"q8_0"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"quantize.max_size": None}, "is needed for gguf:auto"),
+        ({"quantize.max_size": "90 apples"}, "must be a size like 90MB"),
+        ({"targets": ["gguf:q8_0"]}, "is for the target gguf:auto"),
+        ({"data.train": None}, "needs texts to find out what errors cost"),
+        ({"gguf.converter": "."}, "cannot be made of a file that llama.cpp's own script writes"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(
+    root: Path, changed: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(RecipeError, match=says):
+        compile(recipe_of(root, "text-classification", "90MB", **changed))
