@@ -13,7 +13,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _lib import machine, program
+from _lib import bits, machine, program
 from _lib.compiled import Compiled
 from _lib.smollm2 import batch, conversion, decode, finetune, peers, speculate, startup, turns
 from _lib.smollm2.bundle import NAME, compile_plain
@@ -25,10 +25,16 @@ TITLES = {
     "speculate": "SmolLM2: prompt lookup",
     "startup": "SmolLM2: process start to first token",
     "finetune": "SmolLM2: fine-tuning and what is kept of it",
+    "bits": "SmolLM2: bits where they matter, fine-tuned",
     "gguf": "SmolLM2: Hugging Face to GGUF",
 }
 PACKAGES = ("edgelm", "torch", "transformers", "peft", "tokenizers", "onnxruntime")
 PACKAGES += ("onnxruntime-genai", "llama-cpp-python", "gguf", "numpy")
+BITS = (
+    "SmolLM2-135M-Instruct fine-tuned as in the part finetune, whose trained model is taken where "
+    "it is there; importance matrix and sensitivities from the rows it was trained on, compared on "
+    "those held out."
+)
 NEED_LLAMA_CPP = ("decode", "gguf")
 
 
@@ -73,6 +79,12 @@ class Run:
         extra = ["--epochs", "0.05", "--eval-answers", "1"] if self.arguments.quick else []
         fresh = not self.arguments.reuse
         return finetune.section(self.state, train, extra, fresh=fresh), []
+
+    def bits(self) -> tuple[str, list[str]]:
+        train = finetune.find_train(self.arguments.data)
+        state, arguments = self.state / "finetune", finetune.arguments_for(train)
+        text = bits.section(state, "bits", arguments, {"iq4_nl": 0.6}, about=BITS)
+        return text, []
 
     def gguf(self) -> tuple[str, list[str]]:
         rounds, large = self.arguments.rounds, not self.arguments.quick
