@@ -123,7 +123,6 @@ def check(recipe: Recipe) -> None:
     has_auto = f"gguf:{AUTO}" in recipe.targets
     if q.max_size is not None:
         rule(_is_size(q.max_size), "quantize.max_size", q.max_size, SAYS)
-        rule(has_auto, "quantize.max_size", q.max_size, f"is for the target gguf:{AUTO}")
     says = "is needed for gguf:auto: name the largest size of its files with --max-size 90MB"
     rule(not has_auto or q.max_size is not None, "quantize.max_size", q.max_size, says)
     for pattern, kind in q.tensor_types.items():

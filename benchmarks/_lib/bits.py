@@ -26,7 +26,9 @@ def section(
     the goals."""
     arguments = [*arguments, *OPEN_LIMITS]
     targets = [part for kind in kinds for part in ("--target", f"gguf:{kind}")]
-    theirs = run_compile(state, f"{name}-fixed", [*arguments, *targets], fresh=False)
+    theirs = run_compile(
+        state, f"{name}-fixed", [*arguments, *targets, "--recover", "none"], fresh=False
+    )
     by_name = {variant.name: variant for variant in theirs.manifest.variants}
     rows: list[list[str]] = []
     goals: list[Goal] = []

@@ -26,6 +26,9 @@ def allocate_passes(recipe: Recipe) -> list[Pass]:
 
 def check_auto(recipe: Recipe, spec: str) -> None:
     """Raise RecipeError for what would fail after the training."""
+    size = recipe.quantize.max_size
+    if size is not None and SPEC not in recipe.targets:
+        raise RecipeError(f"quantize.max_size: {size!r}: is for the target {SPEC}")
     if spec != SPEC:
         return
     if not has_texts(recipe):

@@ -23,6 +23,7 @@ SAMPLES = {  # of leaves that have rules
     "train.method": "full",
     "data.train": "t.csv",
     "prune.sparsity": 0.5,
+    "quantize.max_size": "90MB",
 }
 NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "adapter": {"task": "text-generation"},

@@ -36,8 +36,8 @@ def arguments_for(train: Path) -> list[str]:
 
 
 def section(state: Path, train: Path, extra: Sequence[str], *, fresh: bool) -> str:
-    """The compile without recovery, from an empty cache if `fresh`, and a second one with it that goes
-    on from its stages; the figures of their manifests."""
+    """The compile without recovery, from an empty cache if `fresh`, and a second one with it that
+    goes on from its stages; the figures of their manifests."""
     common = [*arguments_for(train), *OPEN_LIMITS, *extra]
 
     def run(name: str, variants: Sequence[str], recover: str, *, fresh: bool) -> Compiled:
@@ -77,7 +77,8 @@ def _render(compiled: Compiled, recovered: Compiled) -> str:
         "bank customers, a tenth held out by edgelm and never trained on. Loss: mean "
         "negative log-likelihood of an answer token, in nats. Gain: what fine-tuning "
         "lowered the loss by. Recovered: rounded so that errors of weights cancel out, as "
-        "`edgelm compile` does by default. Goals are of recovered variants where there are any. Figures of the bundles' manifests.",
+        "`edgelm compile` does by default. Goals are of recovered variants where there are any. "
+        "Figures of the bundles' manifests.",
         "",
         f"- training: {trained}; {whole}; by pass: {stages}",
         f"- recovery, in a second compile: {_recoveries(recovered)}",
