@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,8 @@ class GgufSession:
             raise TargetUnavailable(f"llama.cpp cannot open {path}: {bindings.last_errors()}")
         self._owned.callback(library.llama_free, self._context)
         if not self._facts.is_encoder:
-            self._thread = ThreadPoolExecutor(1, "edgelm-llama.cpp")
-            self._owned.callback(self._thread.shutdown)
+            self._thread = hidden.OneThread()
+            self._owned.callback(self._thread.close)
         # a session that is dropped unclosed; at the process's end the memory goes anyway
         weakref.finalize(self, self._owned.close).atexit = False
 
@@ -219,11 +219,8 @@ class GgufSession:
         states = np.empty((len(ids), self._n_out), np.float32)
         for at in range(0, len(ids), hidden.TOKENS_A_CALL):
             part = slice(at, at + hidden.TOKENS_A_CALL)
-            tokens = (self._buffers, ids[part], row[part])
-            done = self._thread.submit(
-                hidden.decode, self._library, self._context, *tokens, begins=at == 0
-            )
-            states[part] = done.result()
+            call = partial(hidden.decode, self._library, self._context, self._buffers)
+            states[part] = self._thread(partial(call, ids[part], row[part], begins=at == 0))
         return states
 
 

@@ -8,6 +8,9 @@ before them.
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -52,14 +55,53 @@ def decode(
     """The hidden states (n, H) of the tokens `ids` (n,) that stand where `row` says; `begins`: of
     new texts. Raises TargetUnavailable.
 
-    To be called on a thread that calls nothing else: on the main one Ctrl-C would be raised inside
-    the callback, where nobody hears of it. What an interrupt leaves under way is over before the
-    next call begins."""
+    To be called on a `OneThread`: on the main one Ctrl-C would be raised inside the callback, where
+    nobody hears of it."""
     if begins:
         library.llama_memory_clear(library.llama_get_memory(context), False)
     bindings.require(library.llama_decode(context, buffers.fill(ids, row)))
     values = library.llama_get_embeddings(context)
     return np.ctypeslib.as_array(values, shape=(len(ids), buffers.n_embd)).copy()
+
+
+# what is run, and where its outcome goes
+_Call = tuple[Callable[[], NDArray[np.float32]], "SimpleQueue[NDArray[np.float32] | Exception]"]
+
+
+class OneThread:
+    """Runs calls on a thread of its own, one after another: what an interrupt of the caller leaves
+    under way is over before the next begins.
+
+    Made of what an interrupt cannot leave half done: `concurrent.futures` may start two threads for
+    one, or keep a lock."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._thread = threading.Thread(target=_work, args=(self._calls,), daemon=True)
+        self._thread.start()
+
+    def __call__(self, call: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """What it returns. Raises what it raises."""
+        answer: SimpleQueue[NDArray[np.float32] | Exception] = SimpleQueue()
+        self._calls.put((call, answer))
+        found = answer.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """Wait for a call under way, and end the thread."""
+        self._calls.put(None)
+        self._thread.join()
+
+
+def _work(calls: SimpleQueue[_Call | None]) -> None:
+    while (wanted := calls.get()) is not None:
+        call, answer = wanted
+        try:
+            answer.put(call())
+        except Exception as err:  # noqa: BLE001 the caller raises it
+            answer.put(err)
 
 
 def pool(
