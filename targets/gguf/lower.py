@@ -71,8 +71,6 @@ def lower(request: LowerRequest) -> Lowered:
         if not is_float:
             request.report(f"quantizing to {request.precision}")
             (_round if request.precision == AUTO else _quantize)(first, request, made)
-
-            _quantize(first, request, made)
             if request.recovered is not None:
                 made = _put_recovered(first, request, request.recovered)
     finally:

@@ -178,28 +178,39 @@ def test_mixed_types_and_encoders(precision, root):
         assert not torch.equal(weights[source], before[source]), name
 
 
-def test_an_onnx_folder_holds_what_was_trained(root):
-    context = lowered(recipe_of(root, "onnx:int4", decoder=True))
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [
+        (True, "model.layers.1.mlp.gate_proj.weight"),
+        (False, "bert.encoder.layer.1.attention.self.key.weight"),
+        (False, "bert.embeddings.word_embeddings.weight"),
+    ],
+)
+def test_onnx_files_hold_what_was_trained(decoder, name, root):
+    context = lowered(recipe_of(root, "onnx:int4", decoder=decoder))
     weights = load_file(context.recovered["onnx-int4"] / "model.safetensors")
-    before = load_file(root / "decoder" / "model.safetensors")
-    path = files(context, "onnx-int4") / "model.onnx"
-    model = onnx.load(path)
-    arrays = {i.name: numpy_helper.to_array(i, str(path.parent)) for i in model.graph.initializer}
-    rows = []
-    for node in model.graph.node:
-        bits = {a.name: a.i for a in node.attribute}
-        if node.op_type == "MatMulNBits" and bits["bits"] == 4:
-            q, scale = arrays[node.input[1]], arrays[node.input[2]]
-            levels = np.stack([q & 15, q >> 4], -1).reshape(*q.shape[:2], -1).astype(np.float32) - 8
-            rows.append((levels * scale.reshape(*q.shape[:2], 1)).reshape(len(q), -1))
-    assert rows
-    known = {tuple(row) for matrix in rows for row in matrix}
-    name = "model.layers.1.mlp.gate_proj.weight"
+    before = load_file(root / ("decoder" if decoder else "encoder") / "model.safetensors")
+    known = rows_in(files(context, "onnx-int4") / "model.onnx")
     assert not torch.equal(weights[name], before[name])
-    changed = [n for n, w in weights.items() if w.ndim == 2 and not torch.equal(w, before[n])]
-    assert name in changed
-    for name in changed:
-        assert {tuple(row) for row in weights[name].numpy()} <= known, name
+    assert {tuple(row) for row in weights[name].numpy()} <= known
+    if decoder:  # an encoder's heads are trained too, and rounded to 8 bits
+        for other, weight in weights.items():
+            if weight.ndim == 2 and not torch.equal(weight, before[other]):
+                assert {tuple(row) for row in weight.numpy()} <= known, other
+
+
+def rows_in(path: Path) -> set[tuple[float, ...]]:
+    """Of all matrices with 4 bits."""
+    graph = onnx.load(path).graph
+    arrays = {i.name: numpy_helper.to_array(i, str(path.parent)) for i in graph.initializer}
+    known: set[tuple[float, ...]] = set()
+    for key in [key for key in arrays if key.endswith(".q4")]:
+        q, scale = arrays[key], arrays[f"{key.removesuffix('.q4')}.scale"].astype(np.float32)
+        levels = np.stack([q & 15, q >> 4], -1).reshape(*q.shape[:2], -1).astype(np.float32) - 8
+        rows = (levels * scale.reshape(*q.shape[:2], 1)).reshape(len(q), -1)
+        known |= {tuple(row) for row in rows}
+    assert known
+    return known
 
 
 def test_blocks_on_a_grid_are_found_again():
