@@ -169,3 +169,21 @@ def test_rules(keys: dict[str, Any]):
     without = {k: v for k, v in keys.items() if not k.startswith("prune")}
     with pytest.raises(RecipeError, match="something to learn for"):
         load_recipe(None, without)
+
+
+def test_texts_without_labels_add_nothing_to_the_loss_on_labels():
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+    from edgelm.compiler.passes.shrink import label_loss
+
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    one = torch.tensor([2, -100, 0, -100])
+    torch.testing.assert_close(label_loss(logits, one), cross_entropy(logits[[0, 2]], one[[0, 2]]))
+    sets = torch.tensor([[1.0, 0, 1], [-100, -100, -100], [0, 0, 0], [0, 1, 0]])
+    known = [0, 2, 3]
+    expected = binary_cross_entropy_with_logits(logits[known], sets[known])
+    torch.testing.assert_close(label_loss(logits, sets), expected)
+    none = label_loss(logits, torch.full((4,), -100))
+    (gradient,) = torch.autograd.grad(none, logits)
+    assert none.item() == 0 and not gradient.any()
