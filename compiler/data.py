@@ -9,7 +9,7 @@ from pathlib import Path
 from edgelm.compiler.dataset import DataReport, Dataset, digest_files
 from edgelm.compiler.datasets_dir import Part
 from edgelm.compiler.labels import SHOWN, check_labels, find_labels, to_model_labels
-from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sections import DataConfig
 from edgelm.compiler.sources import data_paths, open_records
 from edgelm.compiler.split import Overlap, contradictions, drop_overlap, stratified_split
 from edgelm.runtime.errors import DataError

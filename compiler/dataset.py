@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sections import DataConfig
 from edgelm.compiler.split import Overlap
 from edgelm.runtime.columns import Columns
 from edgelm.runtime.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgelm.compiler.datasets_dir import EVAL_SPLITS, Part, datasets_records, has_eval_split
-from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sections import DataConfig
 from edgelm.runtime.errors import DataError
 from edgelm.runtime.records import Record, data_files, is_datasets_dir, is_folder, read_records
 

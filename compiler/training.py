@@ -19,7 +19,8 @@ from edgelm.compiler.context import Context
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.machine import cpu_has
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.recipe import LoraConfig, Recipe, TrainConfig
+from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.sections import LoraConfig, TrainConfig
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import encode, nearest
 

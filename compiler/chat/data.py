@@ -11,7 +11,7 @@ from pathlib import Path
 from edgelm.compiler.chat.conversation import Conversation, Kind, find_kind, read_row
 from edgelm.compiler.data import overlap_notes
 from edgelm.compiler.datasets_dir import Part
-from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sections import DataConfig
 from edgelm.compiler.sources import data_paths, open_records
 from edgelm.compiler.split import Overlap, drop_overlap, stratified_split
 from edgelm.runtime.errors import DataError

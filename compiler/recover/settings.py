@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from edgelm.compiler.recipe import Recipe, TrainConfig, split_target
+from edgelm.compiler.recipe import Recipe, split_target
+from edgelm.compiler.sections import TrainConfig
 from edgelm.compiler.training import settled
 from edgelm.runtime.errors import RecipeError
 from edgelm.targets import get_target

@@ -11,7 +11,7 @@ from tiny_chat import chat, chat_rows
 from tiny_data import write_jsonl
 
 from edgelm.compiler.chat.data import ChatData, load_chat_data
-from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sections import DataConfig
 from edgelm.runtime.errors import DataError
 
 

@@ -15,7 +15,7 @@ import edgelm
 from edgelm.compiler import compile, load_recipe
 from edgelm.compiler.data import Dataset, load_dataset
 from edgelm.compiler.passes.finetune import _class_weights
-from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sections import DataConfig
 from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.evaluate import evaluate
 from edgelm.runtime.manifest import Task, read_manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgelm.compiler.data import Dataset, digest_files, load_dataset
-from edgelm.compiler.recipe import DataConfig
+from edgelm.compiler.sections import DataConfig
 from edgelm.runtime.errors import DataError, MissingExtra
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
