@@ -125,6 +125,9 @@ def check(recipe: Recipe) -> None:
         rule(_is_size(q.max_size), "quantize.max_size", q.max_size, SAYS)
     says = "is needed for gguf:auto: name the largest size of its files with --max-size 90MB"
     rule(not has_auto or q.max_size is not None, "quantize.max_size", q.max_size, says)
+    for kind in q.auto_types:
+        says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
+        rule(kind in TENSOR_TYPES, "quantize.auto_types", kind, says)
     for pattern, kind in q.tensor_types.items():
         says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
         rule(kind in TENSOR_TYPES, f"quantize.tensor_types.{pattern}", kind, says)

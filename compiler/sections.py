@@ -264,6 +264,10 @@ class QuantizeConfig:
         "matrix gets the type that loses least of the task within it.",
         flag="--max-size",
     )
+    auto_types: list[str] = option(
+        [], "gguf:auto: types that it may choose from; all that fit when left out.",
+        flag="--auto-type", many=True,
+    )  # fmt: skip
     tensor_types: dict[str, str] = field(
         default_factory=dict[str, str],
         metadata={

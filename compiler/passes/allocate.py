@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgelm.compiler.allocate.knapsack import least_bytes, solve
 from edgelm.compiler.allocate.sizes import parse_size, show_size
@@ -15,6 +17,9 @@ from edgelm.compiler.passes.sensitivity import Errors, Sensitivity
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.errors import RecipeError
 from edgelm.targets.gguf.precisions import AUTO
+
+if TYPE_CHECKING:
+    from edgelm.targets.gguf.rounding.table import Row
 
 SPEC = f"gguf:{AUTO}"
 
@@ -64,9 +69,13 @@ class Allocate(Pass):
         table, quantize = context.table, context.recipe.quantize
         assert table is not None and quantize.max_size is not None
         rows = table.rows
-        wanted = quantize.tensor_types
-        for name, kind in choose_types(wanted, [row.name for row in rows]).items():
+        stated = choose_types(quantize.tensor_types, [row.name for row in rows])
+        for name, kind in stated.items():
             rows = restricted(rows, name, kind)
+        if quantize.auto_types:
+            rows = tuple(
+                row if row.name in stated else _only(row, quantize.auto_types) for row in rows
+            )
         items = [[(option.n_bytes, option.cost) for option in row.options] for row in rows]
         budget = parse_size(quantize.max_size) - table.rest_bytes
         if budget < least_bytes(items):
@@ -86,3 +95,15 @@ class Allocate(Pass):
             f"gguf-{AUTO}: {n_bytes:,} bytes, {bits:.2f} bits a weight of the matrices: {kinds}; "
             f"expected to lose {sum(option.cost for option in chosen):.2g} of the task's divergence"
         )
+
+
+def _only(row: Row, kinds: Sequence[str]) -> Row:
+    """The matrix in some of its types. Raises RecipeError when none is left."""
+    options = tuple(option for option in row.options if option.kind in kinds)
+    if not options:
+        had = ", ".join(option.kind for option in row.options)
+        raise RecipeError(
+            f"quantize.auto_types: none of {', '.join(kinds)} is for {row.name}",
+            hint=f"that can be {had}",
+        )
+    return replace(row, options=options)

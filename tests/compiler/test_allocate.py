@@ -96,6 +96,11 @@ def test_stated_types_are_kept(root: Path) -> None:
     report = compile(recipe_of(root, task, f"{2 * least}B", **stated))
     types = report.manifest.variants[0].types
     assert {kind for name, kind in types.items() if "ffn_down" in name} == {"q8_0"}
+    narrowed = {**stated, "quantize.auto_types": ["iq4_nl", "q5_0"]}
+    report = compile(recipe_of(root, task, f"{2 * least}B", **narrowed))
+    assert set(report.manifest.variants[0].types.values()) == {"q8_0", "q5_0"}
+    with pytest.raises(RecipeError, match=r"none of q2_k is for .*\.weight"):
+        compile(recipe_of(root, task, "90MB", **{"quantize.auto_types": ["q2_k"]}))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ SAMPLES = {  # of leaves that have rules
     "data.train": "t.csv",
     "prune.sparsity": 0.5,
     "quantize.max_size": "90MB",
+    "quantize.auto_types": ["q8_0", "q5_0"],
 }
 NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "adapter": {"task": "text-generation"},
