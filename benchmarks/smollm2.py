@@ -33,8 +33,12 @@ PACKAGES += ("onnxruntime-genai", "llama-cpp-python", "gguf", "numpy")
 BITS = (
     "SmolLM2-135M-Instruct fine-tuned as in the part finetune, whose trained model is taken where "
     "it is there; importance matrix and sensitivities from the rows it was trained on, compared on "
-    "those held out."
+    "those held out. The weights before fine-tuning came from a file of q4_1, so types with a "
+    "least value a block (q4_1, q5_1, q4_k, q5_k, q2_k), which hold them nearly as they are, are "
+    "left out."
 )
+# types that gguf:auto may choose: none with a least value a block
+CENTRED = ("mxfp4", "iq4_nl", "q5_0", "q8_0", "iq3_xxs", "iq3_s", "q3_k", "iq4_xs", "q6_k")
 NEED_LLAMA_CPP = ("decode", "gguf")
 
 
@@ -83,7 +87,8 @@ class Run:
     def bits(self) -> tuple[str, list[str]]:
         train = finetune.find_train(self.arguments.data)
         state, arguments = self.state / "finetune", finetune.arguments_for(train)
-        text = bits.section(state, "bits", arguments, {"iq4_nl": 0.6}, about=BITS)
+        more = [part for kind in CENTRED for part in ("--auto-type", kind)]
+        text = bits.section(state, "bits", [*arguments, *more], {"iq4_nl": 0.6}, about=BITS)
         return text, []
 
     def gguf(self) -> tuple[str, list[str]]:
