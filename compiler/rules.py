@@ -195,6 +195,8 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
         )  # fmt: skip
         says = "is for a model that loses parts: leave distil.student out"
         rule(d.student is None, f"prune.{name}", value, says)
+    says = "a student brings its whole vocabulary: leave prune.vocab (--trim-vocab) out"
+    rule(d.student is None or not p.vocab, "distil.student", d.student, says)
     for name, value in (("student", d.student), ("unlabelled", d.unlabelled)):
         rule(
             value is None or recipe.task != "text-generation", f"distil.{name}", value,

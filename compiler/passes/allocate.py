@@ -42,16 +42,21 @@ def check_auto(recipe: Recipe, spec: str) -> None:
             hint="name texts with --train FILE (with --no-train for this alone) or "
             "--calibration-file FILE",
         )
-    if recipe.prune.heads is not None:
-        raise RecipeError(
-            f"{SPEC} is not made of a model that lost heads, which its files hold as zeros",
-            hint="leave prune.heads out, or take a precision such as gguf:q4_k_m",
-        )
-    if recipe.gguf.converter is not None:
-        raise RecipeError(
-            f"{SPEC} cannot be made of a file that llama.cpp's own script writes",
-            hint="leave the converter out, or take a precision such as gguf:q4_k_m",
-        )
+    for is_so, says, what in (
+        (recipe.prune.heads is not None, "of heads left out, which its files hold as zeros,",
+         "prune.heads"),
+        (recipe.prune.sparsity is not None, "of weights set to zero, which would not stay so,",
+         "prune.sparsity"),
+        (recipe.gguf.split_size_mb is not None, "over several files, whose headers it leaves out",
+         "gguf.split_size_mb"),
+        (recipe.gguf.converter is not None, "of a file that llama.cpp's own script writes",
+         "gguf.converter"),
+    ):  # fmt: skip
+        if is_so:
+            raise RecipeError(
+                f"{SPEC} cannot be made {says.rstrip(',')}",
+                hint=f"leave {what} out, or take a precision such as gguf:q8_0",
+            )
 
 
 class Allocate(Pass):

@@ -90,7 +90,7 @@ def check_matrix(recipe: Recipe, spec: str) -> None:
     if recipe.prune.heads is not None and uses_matrix(recipe, spec):
         raise RecipeError(
             f"{spec}: an importance matrix has no values for heads that prune.heads leaves out",
-            hint="state --imatrix none, a type of 6 bits or more, or no --prune-heads",
+            hint="state --imatrix none, and leave prune.heads out for types that need one",
         )
 
 

@@ -82,18 +82,14 @@ class Lower(Pass):
     def plain_inputs(self, context: Context) -> dict[str, Any]:
         """What decides the files of a variant that is not recovered."""
         recipe = context.recipe
-        calibrates = self.precision == STATIC
-        quantize = encode(recipe.quantize)
-        if not calibrates:
-            quantize = {"device": quantize["device"], "tensor_types": quantize["tensor_types"]}
+        quantize = recipe.quantize
+        how = [context.digests["reference"], recipe.seed, quantize.calibration]
         return {
             "model": context.model_key,
             "precision": self.precision,
-            "quantize": quantize,
-            "calibration": [context.digests["reference"], recipe.seed] if calibrates else None,
+            "device": quantize.device if self.target == "onnx" else None,
+            "calibration": [*how, quantize.calibration_texts] if self.precision == STATIC else None,
             "packages": versions(*_packages(get_target(self.target), recipe.task)),
-            # as pairs: the first pattern that fits decides, and keys are sorted in a digest
-            "tensor_types": list(recipe.quantize.tensor_types.items()),
             "imatrix": context.digests["imatrix"] if uses_matrix(recipe, self.spec) else None,
             **(_gguf_inputs(recipe) if self.target == "gguf" else {}),
             **self._auto(context),
@@ -152,7 +148,12 @@ class Lower(Pass):
 
 
 def _gguf_inputs(recipe: Recipe) -> dict[str, Any]:
-    return {"converter": converter_inputs(recipe), "split_size_mb": recipe.gguf.split_size_mb}
+    return {
+        "converter": converter_inputs(recipe),
+        "split_size_mb": recipe.gguf.split_size_mb,
+        # as pairs: the first pattern that fits decides, and keys are sorted in a digest
+        "tensor_types": list(recipe.quantize.tensor_types.items()),
+    }
 
 
 def _gguf_options(recipe: Recipe) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Recover(Pass):
             "text": encode(context.text),
             "how": self.how,
             "train": encode(training(recipe)) if trained else None,
+            "packing": recipe.train.packing,
             "rounding_tokens": recipe.recover.rounding_tokens,
             "seed": recipe.seed,
             "precision": "bf16" if trained and uses_bf16(recipe) else "fp32",

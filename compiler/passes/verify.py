@@ -140,9 +140,12 @@ def require_verified(context: Context) -> None:
         instead += "keep more of the vocabulary with --vocab-texts FILE, "
     if context.sparsified is not None:
         instead += "keep more of the weights with a lower prune.sparsity, "
+    if context.original is not None:
+        instead += "leave less of the model out with `prune`, train longer with --distil-epochs, "
     raise VerificationError(
         "verification failed, no bundle was written\n" + "\n".join(lines),
-        hint=f"{instead}or state other limits under `verify`",
+        hint=f"{instead}or state other limits under `verify`"
+        + (" and `distil`" if context.original is not None else ""),
     )
 
 

@@ -111,6 +111,9 @@ def test_stated_types_are_kept(root: Path) -> None:
         ({"targets": ["gguf:q8_0"]}, "is for the target gguf:auto"),
         ({"data.train": None}, "needs texts to find out what errors cost"),
         ({"gguf.converter": "."}, "cannot be made of a file that llama.cpp's own script writes"),
+        ({"gguf.split_size_mb": 2}, "cannot be made over several files"),
+        ({"prune.sparsity": 0.5}, "cannot be made of weights set to zero"),
+        ({"prune.heads": 1.0}, "cannot be made of heads left out"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(
