@@ -61,15 +61,21 @@ def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
     """Compile and write the bundle. Interrupted, it goes on where it was when called again.
 
     Raises RecipeError, ModelError, DataError, MissingExtra, TargetUnavailable, StorageError, and
-    VerificationError when a variant is over its limits; then nothing is written.
+    VerificationError when a variant is over its limits, BudgetError when nothing meets the
+    recipe's budget; then nothing is written.
     """
     require_compile_extra()
+    output = output_path(recipe)
+    check_output(output)
+    progress = progress or Progress("quiet")
+    if recipe.budget.has_bounds:
+        from edgelm.compiler.tune import best_recipe
+
+        recipe = best_recipe(recipe, progress)
     for spec in recipe.targets:
         check_target(recipe, spec)
     check_recovery(recipe)
-    output = output_path(recipe)
-    check_output(output)
-    context = Context(recipe, StageCache(cache_root(recipe)), progress or Progress("quiet"))
+    context = Context(recipe, StageCache(cache_root(recipe)), progress)
     pack = Pack(output)
     done: list[str] = []
     for step in plan(recipe, pack):
@@ -101,33 +107,53 @@ WHOLE_TEXTS = Passes(Prepare, Finetune, Merge, Reference, Verify, Measure)
 GENERATION = Passes(ChatPrepare, ChatFinetune, ChatMerge, ChatReference, ChatVerify, ChatMeasure)
 
 
-def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
-    """The passes of a recipe, in order. Every variant is verified before any is measured."""
+@dataclass(frozen=True)
+class Steps:
+    """The passes of a recipe, in order, by what is known after them."""
+
+    source: list[Pass]  # data, task, and the shape of the model that is fine-tuned
+    model: list[Pass]  # the model that is lowered, and the reference
+    made: list[list[Pass]]  # by variant: [recover], lower
+    verify: list[Pass]
+    measure: list[Pass]
+
+
+def steps(recipe: Recipe) -> Steps:
+    """The passes up to measuring."""
     passes = GENERATION if recipe.task == "text-generation" else WHOLE_TEXTS
     lowers = [Lower(spec) for spec in recipe.targets]
-    variants = [lower.variant for lower in lowers]
-    verified: list[Pass] = []
-    for lower in lowers:
-        how = recovery(recipe, lower.spec)
-        verified += [Recover(lower, how)] if how != "none" else []
-        verified += [lower, passes.verify(lower.variant)]
-    return [
-        *([Unpack()] if recipe.model.endswith(GGUF_SUFFIX) else []),
-        Intake(),
-        passes.prepare(),
-        *([Trim()] if recipe.prune.vocab else []),
-        passes.finetune(),
-        passes.merge(),
-        *([Teach(), Shrink()] if is_shrunk(recipe) else []),
-        *([Sparsify()] if recipe.prune.sparsity is not None else []),
-        passes.reference(),
-        *imatrix_passes(recipe),
-        *allocate_passes(recipe),
-        *verified,
-        Gate(),
-        *[passes.measure(v) for v in variants],
-        pack,
-    ]
+    return Steps(
+        source=[
+            *([Unpack()] if recipe.model.endswith(GGUF_SUFFIX) else []),
+            Intake(),
+            passes.prepare(),
+            *([Trim()] if recipe.prune.vocab else []),
+        ],
+        model=[
+            passes.finetune(),
+            passes.merge(),
+            *([Teach(), Shrink()] if is_shrunk(recipe) else []),
+            *([Sparsify()] if recipe.prune.sparsity is not None else []),
+            passes.reference(),
+            *imatrix_passes(recipe),
+            *allocate_passes(recipe),
+        ],
+        made=[_making(recipe, lower) for lower in lowers],
+        verify=[passes.verify(lower.variant) for lower in lowers],
+        measure=[passes.measure(lower.variant) for lower in lowers],
+    )
+
+
+def _making(recipe: Recipe, lower: Lower) -> list[Pass]:
+    how = recovery(recipe, lower.spec)
+    return [lower] if how == "none" else [Recover(lower, how), lower]
+
+
+def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
+    """The passes of a recipe, in order. Every variant is verified before any is measured."""
+    found = steps(recipe)
+    verified = [p for m, v in zip(found.made, found.verify, strict=True) for p in (*m, v)]
+    return [*found.source, *found.model, *verified, Gate(), *found.measure, pack]
 
 
 def output_path(recipe: Recipe) -> Path:

@@ -15,10 +15,12 @@ from typing import Any, cast
 from edgelm.compiler.options import Leaf, leaves, option, section, sections
 from edgelm.compiler.rules import check, split_target
 from edgelm.compiler.sections import (
+    BudgetConfig,
     DataConfig,
     DistilConfig,
     GgufConfig,
     LoraConfig,
+    MeasureConfig,
     PruneConfig,
     QuantizeConfig,
     RecoverConfig,
@@ -91,6 +93,10 @@ class Recipe:
     recover: RecoverConfig = section(RecoverConfig, "Recovery of quantized variants.")
     gguf: GgufConfig = section(GgufConfig, "GGUF files.")
     verify: VerifyConfig = section(VerifyConfig, "Verification.")
+    measure: MeasureConfig = section(MeasureConfig, "Measuring latency.")
+    budget: BudgetConfig = section(
+        BudgetConfig, "What the search for the best variant has to meet."
+    )
     origins: dict[str, str] = field(default_factory=dict[str, str], init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -108,13 +114,7 @@ def load_recipe(file: Path | None, overrides: dict[str, Any]) -> Recipe:
         if _lookup(data, leaf.path) is not None:
             origins[leaf.key] = str(file)
     for key, value in overrides.items():
-        *parents, last = key.split(".")
-        node = data
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise RecipeError(f"{file}: {parent}: {node!r} is not a mapping")
-        node[last] = value
+        _put(data, key, value, file)
         origins[key] = "command line"
     try:
         recipe = decode(Recipe, data)
@@ -123,6 +123,23 @@ def load_recipe(file: Path | None, overrides: dict[str, Any]) -> Recipe:
         raise RecipeError(f"{where}{err}", hint="docs/recipe.md lists every key") from err
     recipe.origins.update(origins)
     return recipe
+
+
+def with_overrides(recipe: Recipe, overrides: dict[str, Any], origin: str) -> Recipe:
+    """The recipe with other values, of which `origin` tells where they came from; None for a
+    section gives it its defaults. Raises RecipeError."""
+    data = encode(recipe)
+    origins = data.pop("origins")
+    for key, value in overrides.items():
+        if key in {name for name, _, _ in sections(Recipe)}:
+            _put(data, key, {})
+            origins = {k: o for k, o in origins.items() if not k.startswith(f"{key}.")}
+            continue
+        _put(data, key, value)
+        origins[key] = origin
+    changed = decode(Recipe, data)
+    changed.origins.update(origins)
+    return changed
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -174,6 +191,16 @@ def _yaml_loader() -> Any:
     number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     return Loader
+
+
+def _put(data: dict[str, Any], key: str, value: Any, file: Path | None = None) -> None:
+    *parents, last = key.split(".")
+    node: Any = data
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"{file}: {parent}: {node!r} is not a mapping")
+    node[last] = value
 
 
 def _lookup(data: dict[str, Any], path: tuple[str, ...]) -> Any:

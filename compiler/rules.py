@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgelm.compiler.allocate.sizes import SAYS, parse_size
+from edgelm.compiler.units import BYTES, LATENCY, TIME, parse
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import nearest
 from edgelm.targets import TARGETS, get_target
@@ -123,7 +124,7 @@ def check(recipe: Recipe) -> None:
     has_auto = f"gguf:{AUTO}" in recipe.targets
     if q.max_size is not None:
         rule(_is_size(q.max_size), "quantize.max_size", q.max_size, SAYS)
-    says = "is needed for gguf:auto: name the largest size of its files with --max-size 90MB"
+    says = "is needed for gguf:auto: name the largest size of its files with --auto-size 90MB"
     rule(not has_auto or q.max_size is not None, "quantize.max_size", q.max_size, says)
     for kind in q.auto_types:
         says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
@@ -140,6 +141,7 @@ def check(recipe: Recipe) -> None:
     rule(size is None or size >= 1, "gguf.split_size_mb", size, "must be at least 1")
     _check_pruning(recipe, rule)
     _check_shrinking(recipe, rule)
+    _check_budget(recipe, rule)
     _check_generation(recipe, rule)
 
 
@@ -227,6 +229,33 @@ def _is_size(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _check_budget(recipe: Recipe, rule: Rule) -> None:
+    b, m = recipe.budget, recipe.measure
+    for name, units in (
+        ("max_size", BYTES), ("max_memory", BYTES), ("max_latency", LATENCY), ("time_budget", TIME),
+    ):  # fmt: skip
+        text = getattr(b, name)
+        if text is not None:
+            parse(f"budget.{name}", text, units)
+    drop, least = b.max_drop, b.min_metric
+    rule(drop is None or 0 <= drop < 100, "budget.max_drop", drop, "must be 0 or more, under 100")
+    rule(
+        least is None or 0 < least <= 1, "budget.min_metric", least,
+        "must be over 0, and at most 1: metrics are shares",
+    )  # fmt: skip
+    rule(m.batch >= 1, "measure.batch", m.batch, "must be at least 1")
+    rule(m.tokens is None or m.tokens >= 4, "measure.tokens", m.tokens, "must be at least 4")
+    if m.tokens is not None:
+        most = recipe.max_tokens or 128
+        rule(m.tokens <= most, "measure.tokens", m.tokens, f"texts are cut to {most} (max_tokens)")
+    if recipe.task == "text-generation":
+        says = "generation is measured by its first token, after a prompt of median length"
+        rule(m.batch == 1, "measure.batch", m.batch, says)
+        rule(m.tokens is None, "measure.tokens", m.tokens, says)
+        says = "of perplexity less is better: state budget.max_drop, in per cent of it"
+        rule(least is None, "budget.min_metric", least, says)
 
 
 def _is_pattern(text: str) -> bool:

@@ -9,6 +9,7 @@ from edgelm.compiler.options import option
 
 Method = Literal["auto", "lora", "full", "none"]
 RowKind = Literal["auto", "messages", "instruction", "prompt", "text"]
+Varied = Literal["targets", "vocabulary", "layers", "ffn", "recovery"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 SparsityPattern = Literal["unstructured", "2:4"]
 SparsityMethod = Literal["magnitude", "wanda"]
@@ -262,7 +263,7 @@ class QuantizeConfig:
         None,
         "gguf:auto: largest size of the variant's files, such as 90MB (MB: a million bytes). Each "
         "matrix gets the type that loses least of the task within it.",
-        flag="--max-size",
+        flag="--auto-size",
     )
     auto_types: list[str] = option(
         [], "gguf:auto: types that it may choose from; all that fit when left out.",
@@ -322,6 +323,69 @@ class GgufConfig:
         "file when left out. A larger tensor, and the first file's vocabulary, stay whole.",
         flag="--split-size-mb",
     )
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What the latency of a variant of classification or embeddings is measured on."""
+
+    batch: int = option(1, "Texts in one call.", flag="--latency-batch")
+    tokens: int | None = option(
+        None, "Tokens of each text, about; the median evaluation text when left out.",
+        flag="--latency-tokens",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What the bundle has to meet. With one of the first five `edgelm compile` searches over
+    precisions, targets and smaller models for the best that does, as `edgelm tune` does, and puts
+    that one variant into the bundle. Keys that the recipe states are left as stated; several
+    targets are all tried."""
+
+    max_size: str | None = option(
+        None, "Largest size of a variant's files: 8MB (10^6 bytes), 8MiB (2^20), kB, GB, …",
+        flag="--max-size",
+    )  # fmt: skip
+    max_latency: str | None = option(
+        None, "Longest median latency: 3ms. Generation: of the first token.", flag="--max-latency"
+    )
+    max_memory: str | None = option(
+        None, "Largest memory of a process that answers with the variant: 200MB.",
+        flag="--max-memory",
+    )  # fmt: skip
+    max_drop: float | None = option(
+        None,
+        "Largest loss against the model with nothing left out, in points, hundredths of the "
+        "metric: accuracy, micro F1, Spearman correlation, or the mean cosine of embeddings "
+        "without scores. Generation: per cent of perplexity.",
+        flag="--max-drop",
+    )
+    min_metric: float | None = option(
+        None, "Least metric, in 0 to 1; not for generation.", flag="--min-metric"
+    )
+    vary: list[Varied] = option(
+        ["targets", "vocabulary", "layers", "ffn", "recovery"],
+        "What the search may vary where the recipe states nothing: targets and precisions; an "
+        "encoder's vocabulary, layers and feed-forward columns; recovery by training.",
+        flag="--vary", many=True,
+    )  # fmt: skip
+    time_budget: str | None = option(
+        None, "After this time nothing more is begun, and the best so far is taken: 60m, 2h.",
+        flag="--time-budget",
+    )  # fmt: skip
+    device_profile: str | None = option(
+        None,
+        "A file of `edgelm profile`, made on another device, whose latency and memory are taken "
+        "in place of this machine's.",
+        flag="--device-profile",
+    )
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether there is anything to meet."""
+        bounds = (self.max_size, self.max_latency, self.max_memory, self.max_drop, self.min_metric)
+        return any(bound is not None for bound in bounds)
 
 
 @dataclass(frozen=True)

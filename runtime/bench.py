@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from edgelm.runtime import errors
+from edgelm.runtime.bundle import TOKENIZER_DIR
 from edgelm.runtime.errors import EdgelmError, MissingExtra, TargetUnavailable, UsageError
 from edgelm.runtime.load import load
-from edgelm.runtime.manifest import Measured, read_manifest
+from edgelm.runtime.manifest import Manifest, Measured, read_manifest
 from edgelm.runtime.schema import decode, encode
-from edgelm.runtime.tokenizer import Text
+from edgelm.runtime.tokenizer import Text, Tokenizer
 
 MAX_TEXTS = 4096
 
@@ -48,6 +49,8 @@ class BenchRequest:
     threads: int | None
     device: str
     seconds: float  # for each of two figures
+    batch: int = 1  # texts in a call whose latency is measured
+    tokens: int | None = None  # of each such text, about; None: a text of median length
 
 
 def measure_variant(
@@ -58,13 +61,18 @@ def measure_variant(
     threads: int | None = None,
     device: str = "auto",
     seconds: float = 3.0,
+    batch: int = 1,
+    tokens: int | None = None,
 ) -> Measured:
-    """Measure one variant. Raises what `load` does, UsageError; TargetUnavailable for a crash."""
+    """Measure one variant. Latency is that of `batch` texts in one call, each of about `tokens`
+    tokens (of median length if None); generation knows neither.
+
+    Raises what `load` does, UsageError; TargetUnavailable for a crash."""
     if not texts:
         raise UsageError("there are no texts to measure with", hint="give some, as with --data")
     plain: list[str | list[str]] = [list(t) if isinstance(t, tuple) else t for t in texts]
     request = BenchRequest(
-        str(bundle.resolve()), variant, plain[:MAX_TEXTS], threads, device, seconds
+        str(bundle.resolve()), variant, plain[:MAX_TEXTS], threads, device, seconds, batch, tokens
     )
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(Path(__file__).absolute().parents[2])],
@@ -79,6 +87,15 @@ def measure_variant(
         said = (done.stderr.decode(errors="replace").strip().splitlines() or ["killed"])[-1]
         raise TargetUnavailable(f"{variant}: its engine failed while it was measured: {said}")
     return decode(Measured, found)
+
+
+def bench_texts(manifest: Manifest, data: Path | None, column: str | None) -> list[Text]:
+    """What to measure with: the texts of a file, or the bundle's golden ones."""
+    if data is None:
+        return [g.text if g.pair is None else (g.text, g.pair) for g in manifest.golden]
+    from edgelm.runtime.streams import file_rows
+
+    return [t for _, t in file_rows(data, pair=manifest.task.pair, text=column, second=None)]
 
 
 def _last_object(stdout: bytes) -> dict[str, Any]:
@@ -101,7 +118,8 @@ def _as_raised(found: dict[str, Any]) -> EdgelmError:
 def measure(request: BenchRequest) -> Measured:
     """Measure in this process."""
     root = Path(request.bundle)
-    if read_manifest(root).task.kind == "text-generation":
+    manifest = read_manifest(root)
+    if manifest.task.kind == "text-generation":
         from edgelm.runtime.generate.timing import measure_decoder
 
         return measure_decoder(
@@ -119,10 +137,13 @@ def measure(request: BenchRequest) -> Measured:
         device=request.device,  # type: ignore[arg-type]
         threads=request.threads,
     ) as model:
-        median = sorted(texts, key=lambda t: len(str(t)))[len(texts) // 2]
+        one = sorted(texts, key=lambda t: len(str(t)))[len(texts) // 2]
+        if request.tokens is not None:
+            one = sized_text(Tokenizer(root / TOKENIZER_DIR, manifest.text), texts, request.tokens)
+        call = one if request.batch == 1 else [one] * request.batch
         for _ in range(3):
-            model.predict(median)
-        latencies = repeat(lambda: model.predict(median), request.seconds)
+            model.predict(call)
+        latencies = repeat(lambda: model.predict(call), request.seconds)
         model.predict(texts)
         passes = repeat(lambda: model.predict(texts), request.seconds, at_least=2)
         return Measured(
@@ -132,7 +153,26 @@ def measure(request: BenchRequest) -> Measured:
             texts_per_s=round(len(texts) / float(np.median(passes)), 1),
             memory_bytes=peak_memory_bytes(),
             threads=request.threads,
+            latency_batch=request.batch,
+            latency_tokens=request.tokens,
         )
+
+
+def sized_text(tokenizer: Tokenizer, texts: Sequence[Text], n_tokens: int) -> Text:
+    """Words of `texts`, one after another, until they have at least `n_tokens` tokens; a pair
+    shares them between its sides."""
+    words = [w for t in texts for w in (" ".join(t) if isinstance(t, tuple) else t).split()]
+    paired = isinstance(texts[0], tuple)
+
+    def joined(n: int) -> Text:
+        taken = [words[i % len(words)] for i in range(n)]
+        half = n // 2
+        return (" ".join(taken[:half]), " ".join(taken[half:])) if paired else " ".join(taken)
+
+    n = 1
+    while words and n < n_tokens and tokenizer.encode([joined(n)]).lengths[0] < n_tokens:
+        n += 1
+    return joined(n) if words else texts[0]
 
 
 def repeat(call: Callable[[], object], seconds: float, at_least: int = 20) -> list[float]:

@@ -10,6 +10,7 @@
     |- TargetUnavailable   (3)   the engine cannot run here
     |  `- MissingExtra           an optional dependency; the message holds the pip command
     |- VerificationError   (4)   a result differs from its reference by more than its limit
+    |- BudgetError         (4)   nothing that was tried meets the budget
     |- BundleError         (5)   a bundle that cannot be trusted or read
     |  |- BundleNotFound
     |  |- BundleVersionError
@@ -96,6 +97,12 @@ class MissingExtra(TargetUnavailable):
 
 class VerificationError(EdgelmError):
     """A variant differs from its reference by more than its limit."""
+
+    exit_code = 4
+
+
+class BudgetError(EdgelmError):
+    """Nothing meets the budget; the message tells what comes nearest."""
 
     exit_code = 4
 

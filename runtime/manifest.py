@@ -89,7 +89,7 @@ class Measured:
     """Figures measured on the machine that compiled the bundle."""
 
     size_bytes: int
-    latency_ms_p50: float | None = None  # one text of median length
+    latency_ms_p50: float | None = None  # of one call
     latency_ms_p95: float | None = None
     texts_per_s: float | None = None  # the evaluation texts, length-sorted batches
     memory_bytes: int | None = None
@@ -97,6 +97,8 @@ class Measured:
     first_token_ms: float | None = None  # generation: from a prompt of median length
     prompt_tokens_per_s: float | None = None
     answer_tokens_per_s: float | None = None  # one answer at a time
+    latency_batch: int = 1  # texts in that call
+    latency_tokens: int | None = None  # tokens of each, about; None: a text of median length
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def section(
     goals: list[Goal] = []
     for kind, most in kinds.items():
         fixed = by_name[f"gguf-{kind}"]
-        auto = ["--target", "gguf:auto", "--max-size", f"{fixed.size_bytes}B"]
+        auto = ["--target", "gguf:auto", "--auto-size", f"{fixed.size_bytes}B"]
         ours = run_compile(state, f"{name}-{kind}", [*arguments, *auto], fresh=False)
         (chosen,) = ours.manifest.variants
         assert chosen.size_bytes <= fixed.size_bytes

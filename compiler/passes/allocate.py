@@ -88,7 +88,7 @@ class Allocate(Pass):
             raise RecipeError(
                 f"quantize.max_size: {quantize.max_size}: the smallest file of this model takes "
                 f"{least:,} bytes",
-                hint=f"use --max-size {show_size(least)} or more, or make the model smaller",
+                hint=f"use --auto-size {show_size(least)} or more, or make the model smaller",
             )
         chosen = [row.options[i] for row, i in zip(rows, solve(items, budget), strict=True)]
         context.types = {row.name: o.kind for row, o in zip(rows, chosen, strict=True)}

@@ -34,6 +34,7 @@ class Measure(Pass):
             "verify": context.digests[f"verify {self.variant}"],
             "threads": context.recipe.threads,
             "machine": machine_id(),
+            "call": encode(context.recipe.measure),
         }
 
     def run(self, context: Context, folder: Path) -> None:
@@ -48,6 +49,8 @@ class Measure(Pass):
                 threads=context.recipe.threads,
                 device=DEVICE,
                 seconds=SECONDS,
+                batch=context.recipe.measure.batch,
+                tokens=context.recipe.measure.tokens,
             )
         (folder / "measured.json").write_text(json.dumps(encode(measured)), encoding="utf-8")
 

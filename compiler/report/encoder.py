@@ -71,7 +71,9 @@ class EncoderKind:
         if (size := variant_size(variant)) is not None:
             facts.append(f"{megabytes(size)} MB")
         if measured and finite(measured.latency_ms_p50):
-            facts.append(f"{three_digits(measured.latency_ms_p50)} ms a text")
+            n = measured.latency_batch
+            call = "a text" if n == 1 else f"for {n} texts at once"
+            facts.append(f"{three_digits(measured.latency_ms_p50)} ms {call}")
         if metric in variant.metrics:
             text = f"{metric} {decimal(variant.metrics[metric])}"
             if metric in manifest.reference:

@@ -36,22 +36,17 @@ def command(
     Generation: time to the first token after a prompt of median length, tokens per second of a long
     prompt, and of one answer.
     """
-    from edgelm.runtime.bench import measure_variant
+    from edgelm.runtime.bench import bench_texts, measure_variant
     from edgelm.runtime.errors import UnknownVariant
     from edgelm.runtime.load import unavailable
     from edgelm.runtime.manifest import Measured, read_manifest
-    from edgelm.runtime.streams import file_rows
     from edgelm.runtime.table import variants_table
 
     manifest = read_manifest(bundle)
     chosen = [v for v in manifest.variants if variant in (None, v.name, v.target)]
     if not chosen:
         raise UnknownVariant(f"{bundle}: no variant {variant!r}")
-    if data is not None:
-        rows = file_rows(data, pair=manifest.task.pair, text=text_column, second=None)
-        texts = [t for _, t in rows]
-    else:
-        texts = [g.text if g.pair is None else (g.text, g.pair) for g in manifest.golden]
+    texts = bench_texts(manifest, data, text_column)
     figures: dict[str, Measured] = {}
     for v in chosen:
         reason = unavailable(v.target, manifest.task.kind, device)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgelm.runtime.chat_model import ChatModel
     from edgelm.runtime.errors import (
+        BudgetError,
         BundleError,
         BundleNotFound,
         BundleVersionError,
@@ -51,6 +52,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BudgetError",
     "BundleError",
     "BundleNotFound",
     "BundleVersionError",

@@ -16,12 +16,14 @@ from edgelm.runtime.errors import EdgelmError, StorageError
 
 COMMANDS = {
     "compile": "edgelm.compiler.commands.compile",
+    "tune": "edgelm.compiler.commands.tune",
     "init": "edgelm.compiler.commands.init",
     "predict": "edgelm.runtime.commands.predict",
     "chat": "edgelm.runtime.commands.chat",
     "eval": "edgelm.runtime.commands.eval",
     "verify": "edgelm.runtime.commands.verify",
     "bench": "edgelm.runtime.commands.bench",
+    "profile": "edgelm.runtime.commands.profile",
     "inspect": "edgelm.runtime.commands.inspect",
     "targets": "edgelm.runtime.commands.targets",
 }
@@ -110,7 +112,9 @@ def _speak_utf8() -> None:
 
 def _interrupted() -> None:
     goes_on = ": nothing is lost, the same command goes on from here"
-    click.echo("interrupted" + (goes_on if sys.argv[1:2] == ["compile"] else ""), err=True)
+    click.echo(
+        "interrupted" + (goes_on if sys.argv[1:2] in (["compile"], ["tune"]) else ""), err=True
+    )
     sys.exit(130)
 
 

@@ -25,6 +25,11 @@ SAMPLES = {  # of leaves that have rules
     "prune.sparsity": 0.5,
     "quantize.max_size": "90MB",
     "quantize.auto_types": ["q8_0", "q5_0"],
+    "budget.max_size": "8MB",
+    "budget.max_latency": "3ms",
+    "budget.max_memory": "200 MiB",
+    "budget.time_budget": "60m",
+    "budget.vary": ["layers"],
 }
 NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "adapter": {"task": "text-generation"},

@@ -163,7 +163,7 @@ def test_rules(keys: dict[str, Any]):
         ({"task": "text-generation"}, "is for encoders"),
         ({"data.train": None, "distil.unlabelled": None}, "needs texts"),
         ({"distil.temperature": 0.0}, "must be above 0"),
-        ({"prune.ffn": None, "distil.student": "x", "prune.vocab": True}, "whole vocabulary"),
+        ({"prune.layers": None, "distil.student": "x", "prune.vocab": True}, "whole vocabulary"),
     ):
         with pytest.raises(RecipeError, match=says):
             load_recipe(None, {**keys, **changed})

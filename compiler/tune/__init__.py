@@ -1,0 +1,28 @@
+"""The search for the best variant that meets a recipe's budget.
+
+`axes.py` is the table of what may be varied. `plan.py` lays out the points before anything is
+trained: `floors.py` knows the least size that each can have, `effort.py` about how long it takes.
+`search.py` makes the points through the ordinary passes and their cache, and leaves one as soon as
+it misses a bound for sure. `budget.py` judges, `front.py` compares, `show.py` says what was found.
+"""
+
+from __future__ import annotations
+
+from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.tune.plan import Plan, make_plan
+from edgelm.compiler.tune.search import Found, search
+from edgelm.compiler.tune.show import no_point_error, plan_text
+from edgelm.runtime.progress import Progress
+
+
+def best_recipe(recipe: Recipe, progress: Progress) -> Recipe:
+    """The recipe, without a budget, of the best point. Raises BudgetError, and what passes do."""
+    plan = make_plan(recipe, progress)
+    progress.note(plan_text(plan))
+    found = search(plan, progress)
+    if found.best is None:
+        raise no_point_error(found)
+    return found.best.recipe
+
+
+__all__ = ["Found", "Plan", "best_recipe", "make_plan", "search"]

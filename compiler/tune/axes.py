@@ -1,0 +1,114 @@
+"""What a search may vary, as a table: to add an axis, add a row.
+
+A point takes one value of each axis that fits. A key that the recipe states is not varied, but for
+`targets`, of which each stated one is tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgelm.compiler.options import leaves
+from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.sections import Varied
+from edgelm.runtime.manifest import TaskKind
+
+Overrides = dict[str, Any]  # recipe key -> value
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that a search varies, before variants are made."""
+
+    name: Varied
+    values: dict[str, Overrides]  # by name, from nothing left out to most left out
+    fits: Callable[[Recipe, bool], bool]  # (recipe, whether the model is a decoder)
+
+    @property
+    def keys(self) -> set[str]:
+        """The recipe keys that it sets."""
+        return {key for value in self.values.values() for key in value}
+
+
+def _encoder_with_texts(recipe: Recipe, decoder: bool) -> bool:
+    return not decoder and recipe.data.train is not None
+
+
+def _has_texts(recipe: Recipe, decoder: bool) -> bool:
+    return recipe.data.train is not None
+
+
+AXES = (
+    Axis(
+        "vocabulary",
+        {
+            "whole": {},
+            "used": {"prune.vocab": True},
+            "4000": {"prune.vocab": True, "prune.vocab_size": 4000},
+            "2000": {"prune.vocab": True, "prune.vocab_size": 2000},
+        },
+        _encoder_with_texts,
+    ),
+    Axis(
+        "layers",
+        {"all": {}, "-1/3": {"prune.layers": 1 / 3}, "-1/2": {"prune.layers": 0.5}},
+        _encoder_with_texts,
+    ),
+    Axis("ffn", {"all": {}, "-1/2": {"prune.ffn": 0.5}}, _encoder_with_texts),
+    Axis("recovery", {"auto": {}, "trained": {"recover.method": "train"}}, _has_texts),
+)
+MOST_CHANGES = 2  # axes that are not at their first value, in one model
+
+# The variants of each model, from the closest to the reference to the smallest.
+WHOLE_TEXTS = (
+    "onnx:fp32 gguf:f16 onnx:int8 gguf:q8_0 gguf:q6_k gguf:q5_k_m gguf:q5_0 onnx:int4 gguf:q4_k_m "
+    "gguf:q4_0"
+)
+GENERATION = (
+    "gguf:f16 onnx:int8 gguf:q8_0 gguf:q6_k gguf:q5_k_m onnx:int4 gguf:q4_k_m gguf:q4_0 "
+    "gguf:iq4_xs gguf:q3_k_m gguf:q2_k"
+)
+TARGETS: dict[TaskKind, str] = {
+    "text-classification": WHOLE_TEXTS,
+    "feature-extraction": WHOLE_TEXTS,
+    "text-generation": GENERATION,
+}
+
+
+def targets(recipe: Recipe) -> list[str]:
+    """The targets to try: the recipe's own, or those of the table."""
+    free = "targets" in recipe.budget.vary and not is_stated(recipe, "targets")
+    return TARGETS[recipe.task].split() if free else list(recipe.targets)
+
+
+def models(recipe: Recipe, *, decoder: bool) -> Iterator[tuple[str, Overrides, tuple[int, ...]]]:
+    """Name, overrides and place (of the value of each axis) of each model to try, the one with
+    nothing left out first, then the gentler before the harsher."""
+    fitting = [
+        [(f"{axis.name} {name}", overrides) for name, overrides in axis.values.items()]
+        for axis in AXES
+        if axis.name in recipe.budget.vary
+        and axis.fits(recipe, decoder)
+        and not any(is_stated(recipe, key) for key in axis.keys)
+    ]
+    places = itertools.product(*(range(len(values)) for values in fitting))
+    for place in sorted(places, key=lambda place: (sum(place), place)):
+        if sum(i > 0 for i in place) > MOST_CHANGES:
+            continue
+        taken = [values[i] for values, i in zip(fitting, place, strict=True)]
+        name = ", ".join(name for name, overrides in taken if overrides)
+        changes = {key: value for _, overrides in taken for key, value in overrides.items()}
+        yield name or "whole model", changes, place
+
+
+def is_stated(recipe: Recipe, key: str) -> bool:
+    """Whether the user chose the value of `key`: in a file, by a flag, or in Python."""
+    if recipe.origins.get(key, "default") != "default":
+        return True
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value != next(leaf.default for leaf in leaves(Recipe) if leaf.key == key)

@@ -1,0 +1,326 @@
+"""The search: every open point is made by the ordinary passes, through the stage cache.
+
+What several points share is made once, and a search that was stopped goes on from the cache. A
+point is left as soon as it misses a bound: after lowering by its size, after verification by its
+quality. What is left is measured at the end, when nothing else runs.
+
+Several processes, also on other machines, may run the same search on one cache: each takes models
+that no other has taken, and finds the others' stages when it comes to them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from edgelm.compiler.cache import StageCache, digest
+from edgelm.compiler.context import VariantState
+from edgelm.compiler.machine import machine_id
+from edgelm.compiler.packing import manifest_variant
+from edgelm.compiler.pipeline import steps
+from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.tune.budget import (
+    Figures,
+    drop_points,
+    latency_ms,
+    loss_of,
+    quality_name,
+    quality_value,
+)
+from edgelm.compiler.tune.front import pareto_front
+from edgelm.compiler.tune.plan import Model, Plan, Point
+from edgelm.runtime.errors import ModelError, TargetUnavailable, VerificationError
+from edgelm.runtime.manifest import Measured
+from edgelm.runtime.progress import Progress
+from edgelm.runtime.schema import encode
+
+MEASURE_S = 6.0  # of the time budget, kept for each point that is to be measured
+HOPELESS_POINTS = 1.0  # so far over a bound, a reference has no variant that meets it
+NEAR_POINTS = 0.3  # that a variant may lose for its model to be as good as it gets
+N_NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found."""
+
+    plan: Plan
+    quality: str  # the figure that models are compared by
+    reference: float | None  # that of the model with nothing left out, where it was made
+    best: Point | None
+    front: list[Point]  # measured points, of which none is worse than another in everything
+    seconds: float
+
+    @property
+    def nearest(self) -> list[Point]:
+        """Points that do not meet the budget, the nearest first."""
+        missed = [p for p in self.plan.points if p.state in ("misses", "unknown")]
+        missed.sort(key=lambda p: self.plan.budget.distance(at_least(p)))
+        return missed[:N_NEAREST]
+
+    @property
+    def untried(self) -> list[Point]:
+        """Points for which there was no time."""
+        return [p for p in self.plan.points if p.state == "untried"]
+
+
+def search(plan: Plan, progress: Progress, clock: Callable[[], float] = time.monotonic) -> Found:
+    """Make, judge and measure the points. Raises what passes do for reasons that hold for all."""
+    return _Search(plan, progress, clock).run()
+
+
+class _Search:
+    def __init__(self, plan: Plan, progress: Progress, clock: Callable[[], float]) -> None:
+        self.plan, self.progress, self.clock = plan, progress, clock
+        self.started = clock()
+        self.quality = ""
+        self.reference: float | None = None
+        self.values: dict[str, float] = {}  # of the models' references
+        self.pace: float | None = None  # seconds of the last training, for each one estimated
+
+    def run(self) -> Found:
+        plan = self.plan
+        cache = plan.models[0].context.cache
+        for model in in_turns(cache, plan.recipe, plan.to_make):
+            self.make(model)
+        for point in plan.points:  # some were made before the reference was known
+            self.judge(point)
+        with taken(cache, ["measure", machine_id()]):
+            for model in plan.models:
+                for point in model.points:
+                    if point.state == "made":
+                        self.measure(point, model)
+        for point in plan.points:
+            self.conclude(point)
+        met = [p for p in plan.points if p.state == "meets"]
+        return Found(
+            plan=plan,
+            quality=self.quality,
+            reference=self.reference,
+            best=min(met, key=self.rank, default=None),
+            front=self.front(),
+            seconds=self.clock() - self.started,
+        )
+
+    def make(self, model: Model) -> None:
+        """All but measuring, for the open points of one model."""
+        is_full = model is self.plan.models[0]
+        needed = is_full and self.plan.needs_full
+        if not needed and (self.is_needless(model) or not self.has_time_for(model)):
+            return
+        context, n = model.context, len(model.open_points)
+        self.progress.note(f"{model.name}: {n} variants to make")
+        try:
+            began = self.clock()
+            for step in model.passes():
+                step.execute(context)
+            if model.train_s:
+                self.pace = (self.clock() - began) / model.train_s
+        except (ModelError, VerificationError) as err:
+            if is_full:
+                raise
+            model.close("failed", err.message)
+            return
+        assert context.task is not None
+        self.quality = quality_name(context.task, context.reference_metrics)
+        value = quality_value(self.quality, context.reference_metrics, None)
+        if value is not None:
+            self.values[model.name] = value
+        if is_full:
+            self.reference = value
+        elif value is not None:
+            self.drop_hopeless(model, value)
+        for point in model.open_points:
+            if self.left_s() <= 0:
+                point.close("untried", "no time was left")
+            else:
+                self.make_variant(point, model)
+
+    def make_variant(self, point: Point, model: Model) -> None:
+        """Lower and verify."""
+        found = steps(point.recipe)
+        try:
+            for step in found.made[0]:
+                step.execute(model.context)
+            state = model.context.variants[point.variant]
+            point.figures = Figures(size_bytes=manifest_variant(state).size_bytes)
+            self.judge(point)
+            if point.state == "open":
+                found.verify[0].execute(model.context)
+                self.take_quality(point, state)
+        except (ModelError, TargetUnavailable, VerificationError) as err:
+            point.close("failed", err.message)
+
+    def take_quality(self, point: Point, state: VariantState) -> None:
+        """What verification told."""
+        value = quality_value(self.quality, state.metrics, state.parity)
+        point.figures = replace(point.figures, metric=value)
+        point.state = "made"
+        self.judge(point)
+        if state.failures:
+            point.close("failed", f"verification: {state.failures[0]}")
+
+    def judge(self, point: Point) -> None:
+        """Close a point that is known to miss a bound."""
+        if point.state not in ("open", "made"):
+            return
+        value = point.figures.metric
+        if self.reference is not None and value is not None:
+            drop = drop_points(self.quality, value, self.reference)
+            point.figures = replace(point.figures, drop_points=drop)
+        missed = self.plan.budget.misses(point.figures)
+        if missed:
+            point.close("misses", "; ".join(missed))
+
+    def is_needless(self, model: Model) -> bool:
+        """Whether a gentler model meets the budget and lost next to nothing by quantization, so
+        that this one cannot be better; closes the points then. Not where latency or memory are
+        bounded, which are measured at the end."""
+        budget = self.plan.budget
+        if budget.has("max_latency") or budget.has("max_memory") or not budget.bounds:
+            return False
+        for other in self.plan.models:
+            if other.name not in self.values or not is_gentler(other.place, model.place):
+                continue
+            for point in other.points:
+                value = point.figures.metric
+                if point.state != "made" or value is None or not budget.is_met(point.figures):
+                    continue
+                if drop_points(self.quality, value, self.values[other.name]) <= NEAR_POINTS:
+                    model.close("needless", f"{point.name} meets the budget and leaves out less")
+                    return True
+        return False
+
+    def drop_hopeless(self, model: Model, value: float) -> None:
+        """Close the points of a model whose reference itself is far over a bound."""
+        less = self.quality == "perplexity"
+        kinder = value * (1 - HOPELESS_POINTS / 100) if less else value + HOPELESS_POINTS / 100
+        drop = None
+        if self.reference is not None:
+            drop = drop_points(self.quality, kinder, self.reference)
+        if self.plan.budget.misses(Figures(metric=kinder, drop_points=drop)):
+            model.close("misses", f"{self.quality} {value:.4f} before it is quantized")
+
+    def measure(self, point: Point, model: Model) -> None:
+        """Latency and memory, of this machine or from the profile of another."""
+        state, profile = model.context.variants[point.variant], self.plan.profile
+        found: Measured | None
+        if profile is not None:
+            call, variant = point.recipe.measure, manifest_variant(state)
+            found = profile.find(point.recipe.task, variant, call.batch, call.tokens)
+        else:
+            try:
+                steps(point.recipe).measure[0].execute(model.context)
+            except TargetUnavailable as err:
+                point.close("failed", err.message)
+                return
+            found = state.measured
+        if found is not None:
+            point.figures = replace(
+                point.figures, latency_ms=latency_ms(found), memory_bytes=found.memory_bytes
+            )
+
+    def conclude(self, point: Point) -> None:
+        """Whether the point meets the budget, now that all is known of it."""
+        self.judge(point)
+        if point.state != "made":
+            return
+        if self.plan.budget.is_met(point.figures):
+            point.state = "meets"
+        else:
+            unknown = ", ".join(self.plan.budget.unknown(point.figures))
+            where = "the device profile" if self.plan.profile else "this machine"
+            point.close("unknown", f"{unknown}: no figure from {where}")
+
+    def rank(self, point: Point) -> tuple[float, ...]:
+        """Best first: by quality, then latency, then size."""
+        return costs(self.quality, point)[:3]
+
+    def front(self) -> list[Point]:
+        """Of the points whose quality is known; by latency and memory where all have them."""
+        known = [p for p in self.plan.points if p.figures.metric is not None]
+        known = [p for p in known if p.state in ("meets", "misses")]
+        rows = [costs(self.quality, p) for p in known]
+        return [p for p, on in zip(known, pareto_front(rows), strict=True) if on]
+
+    def left_s(self) -> float:
+        """Of the time budget, what is free for making points."""
+        if self.plan.budget.time_s is None:
+            return math.inf
+        made = sum(p.state == "made" for p in self.plan.points)
+        return self.plan.budget.time_s - (self.clock() - self.started) - MEASURE_S * made
+
+    def has_time_for(self, model: Model) -> bool:
+        """Whether there is time for the model's training; closes its points if not."""
+        need, left = model.train_s * (self.pace or 0.0), self.left_s()
+        if left > need:
+            return True
+        left = max(0.0, left)
+        model.close(
+            "untried",
+            f"its training takes about {need / 60:.0f} min, {left / 60:.0f} min are left"
+            if need
+            else "no time was left",
+        )
+        return False
+
+
+def is_gentler(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether on no axis more is left out at the place `a` than at `b`."""
+    return all(i <= j for i, j in zip(a, b, strict=True))
+
+
+def costs(quality: str, point: Point) -> tuple[float, float, float, float]:
+    """Loss, latency, size and memory, all to be small; what is not known is infinite."""
+    f = point.figures
+    return (
+        math.inf if f.metric is None else loss_of(quality, f.metric),
+        math.inf if f.latency_ms is None else f.latency_ms,
+        math.inf if f.size_bytes is None else float(f.size_bytes),
+        math.inf if f.memory_bytes is None else float(f.memory_bytes),
+    )
+
+
+def at_least(point: Point) -> Figures:
+    """The point's figures, with the least size in place of one that is not known."""
+    if point.figures.size_bytes is not None:
+        return point.figures
+    return replace(point.figures, size_bytes=point.floor_bytes)
+
+
+def in_turns(cache: StageCache, recipe: Recipe, models: Sequence[Model]) -> Iterator[Model]:
+    """Each model while no other process has it; those that another has come last."""
+    waiting, wait = list(models), False
+    while waiting:
+        later: list[Model] = []
+        for model in waiting:
+            with taken(cache, ["model", encode(recipe), model.name], wait=wait) as is_mine:
+                if is_mine:
+                    yield model
+                else:
+                    later.append(model)
+            wait = False
+        wait = len(later) == len(waiting)  # all are with others
+        waiting = later
+
+
+@contextmanager
+def taken(cache: StageCache, what: object, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of `what` on the cache; yields whether it is held, True with `wait`."""
+    from filelock import FileLock, Timeout
+
+    folder = cache.root / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{digest(what)}.lock")
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -1,0 +1,220 @@
+"""The search for the best variant within a budget, on tiny models and real engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from tiny_data import labelled_rows, write_csv
+
+from edgelm.compiler import compile, load_recipe
+from edgelm.compiler.passes import lower, measure
+from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.tune import make_plan, search
+from edgelm.compiler.tune.plan import Plan
+from edgelm.runtime.bundle import Bundle
+from edgelm.runtime.errors import BudgetError
+from edgelm.runtime.progress import Progress
+
+QUIET = Progress("quiet")
+TARGETS = ["onnx:fp32", "onnx:int8", "gguf:q8_0"]
+
+
+@pytest.fixture(scope="module")
+def stated(tmp_path_factory: pytest.TempPathFactory, monkeypatch_session: Any) -> dict[str, Any]:
+    """Recipe keys of a tiny classifier that is trained; the stages are kept between the tests."""
+    monkeypatch_session.setattr(measure, "SECONDS", 0.02)
+    root = tmp_path_factory.mktemp("tune")
+    return {
+        "model": str(tiny.make_model(root / "model")),
+        "data.train": str(write_csv(root / "train.csv", labelled_rows(12))),
+        "data.eval": str(write_csv(root / "eval.csv", labelled_rows(8, start=20))),
+        "train.epochs": 3,
+        "train.learning_rate": 0.01,
+        "targets": TARGETS,
+        "cache_dir": str(root / "cache"),
+        "threads": 1,
+        "budget.vary": ["vocabulary"],
+    }
+
+
+def made(stated: dict[str, Any], **budget: Any) -> tuple[Recipe, Plan]:
+    keys = {f"budget.{name}": value for name, value in budget.items()}
+    recipe = load_recipe(None, stated | keys)
+    return recipe, make_plan(recipe, QUIET)
+
+
+def test_the_best_point_within_the_size_and_its_recipe(
+    stated: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every point is what a plain compile of its recipe makes; the best is found by hand."""
+    _, plan = made(stated)
+    names = {m.name for m in plan.models}
+    assert names == {"whole model", "vocabulary used"}  # it has no 2000 tokens to leave out
+    assert len(plan.trainings) == 2
+    everything = search(plan, QUIET)
+    assert {p.state for p in plan.points} == {"meets"}
+    for point in plan.points:
+        assert point.floor_bytes < (point.figures.size_bytes or 0)
+        assert point.figures.latency_ms and point.figures.memory_bytes
+    sizes = sorted(p.figures.size_bytes or 0 for p in plan.points)
+    limit = sizes[2] / 1e6
+
+    recipe, plan = made(stated, max_size=f"{limit:.6f}MB", max_drop=50)
+    assert not plan.trainings  # both are kept
+    found = search(plan, QUIET)
+    best = found.best
+    assert best is not None
+    assert best.state == "meets"
+    met = [p for p in everything.plan.points if (p.figures.size_bytes or 0) <= sizes[2]]
+    highest = max(p.figures.metric or 0 for p in met)
+    assert best.figures.metric == highest
+    states = {p.name: p.state for p in plan.points}
+    assert {states[p.name] for p in met} <= {"meets", "needless"}  # a gentler model is as good
+    assert {name for name, state in states.items() if state == "meets"} <= {p.name for p in met}
+    assert found.reference is not None
+    for point in plan.points:
+        if point.figures.metric is not None:
+            drop = 100 * (found.reference - point.figures.metric)
+            assert point.figures.drop_points == pytest.approx(drop)
+
+    # with a budget `compile` makes the same bundle as from the recipe that `tune` writes
+    first = compile(load_recipe(None, {**dict(_flat(recipe)), "output": str(tmp_path / "a")}))
+    (variant,) = first.manifest.variants
+    assert (variant.target, variant.precision) == tuple(best.spec.split(":"))
+    assert variant.size_bytes == best.figures.size_bytes
+    assert variant.metrics["accuracy"] == pytest.approx(highest, abs=1e-6)
+    again = load_recipe(Bundle(first.path).root / "recipe.yaml", {"output": str(tmp_path / "b")})
+    assert not again.budget.has_bounds
+    (same,) = compile(again).manifest.variants
+    assert same.files == variant.files
+    assert same.golden == variant.golden
+
+
+def _flat(recipe: Recipe) -> list[tuple[str, Any]]:
+    from edgelm.compiler.options import leaves
+
+    def value(path: tuple[str, ...]) -> Any:
+        found: Any = recipe
+        for part in path:
+            found = getattr(found, part)
+        return found
+
+    said = recipe.origins
+    return [(x.key, value(x.path)) for x in leaves(Recipe) if said[x.key] != "default"]
+
+
+def test_points_that_are_too_large_for_sure_are_not_trained(stated: dict[str, Any]) -> None:
+    _, plan = made(stated | {"targets": ["onnx:fp32"], "seed": 5}, max_size="1kB")
+    assert [p.state for p in plan.points] == ["misses"] * 2
+    assert not plan.trainings
+    found = search(plan, QUIET)
+    assert found.best is None
+    assert found.nearest[0].model == "vocabulary used"  # the smaller one
+    assert "at least size" in found.nearest[0].reason
+
+
+def test_nothing_meets_it_on_the_command_line(
+    run_cli, stated: dict[str, Any], tmp_path: Path
+) -> None:
+    args = ["tune", stated["model"], "--train", stated["data.train"], "--eval", stated["data.eval"]]
+    args += ["--epochs", 3, "--learning-rate", 0.01, "--threads", 1, "-q", "--vary", "vocabulary"]
+    args += ["--cache-dir", stated["cache_dir"], "--best", tmp_path / "best.yaml"]
+    args += [x for target in TARGETS for x in ("--target", target)]
+    plan = run_cli(*args, "--dry-run", "--json")
+    assert plan.code == 0
+    assert len(plan.rows[0]["points"]) == 6
+    run = run_cli(*args, "--max-memory", "1MB", "--max-drop", 50, "--json")
+    assert run.code == 4
+    assert "error: no point meets the budget; the nearest are\n" in run.err
+    assert "memory" in run.err
+    assert {p["state"] for p in run.rows[0]["points"]} == {"misses"}
+    assert not (tmp_path / "best.yaml").exists()
+    run = run_cli(*args, "--max-latency", "10s")
+    assert run.code == 0
+    assert "recipe  " in run.out
+    best = load_recipe(tmp_path / "best.yaml", {})
+    assert f"gguf:{best.targets[0]}" in run.out or best.targets[0] in run.out
+    with pytest.raises(BudgetError):
+        compile(
+            load_recipe(
+                None, stated | {"budget.max_memory": "1MB", "output": str(tmp_path / "c.edgelm")}
+            )
+        )
+    assert not (tmp_path / "c.edgelm").exists()
+
+
+def test_a_stopped_search_goes_on_from_the_cache(
+    stated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    run = lower.Lower.run
+
+    def stopping(self: Any, context: Any, folder: Path) -> None:
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append(self.name)
+        run(self, context, folder)
+
+    monkeypatch.setattr(lower.Lower, "run", stopping)
+    own = stated | {"seed": 1, "train.epochs": 1}
+    with pytest.raises(KeyboardInterrupt):
+        search(made(own)[1], QUIET)
+    ran.clear()
+    _, plan = made(own)
+    assert not plan.trainings
+    search(plan, QUIET)
+    assert len(ran) == 2  # of six
+    assert all(p.state in ("meets", "failed") for p in plan.points)
+
+
+def test_no_more_is_begun_after_the_time_budget(stated: dict[str, Any]) -> None:
+    _, plan = made(stated | {"seed": 2, "train.epochs": 1}, time_budget="20s")
+    found = search(plan, QUIET, clock=lambda: 21 * sum(p.state != "open" for p in plan.points))
+    assert [p.state for p in plan.points[1:]] == ["untried"] * 5
+    assert plan.points[0].state in ("meets", "failed")
+    assert found.untried == plan.points[1:]
+    assert not plan.models[1].context.training  # it was not even trained
+
+
+def test_figures_of_another_device(run_cli, stated: dict[str, Any], tmp_path: Path) -> None:
+    bundle = tmp_path / "all.edgelm"
+    compile(load_recipe(None, stated | {"output": str(bundle)}))
+    run = run_cli("profile", bundle, "--threads", 1, "--seconds", 0.02, "--batch", 2, "--tokens", 9)
+    assert run.code == 0, run.err
+    data = json.loads(run.out)
+    for variant in data["variants"]:
+        assert (variant["measured"]["latency_batch"], variant["measured"]["latency_tokens"]) == (
+            2,
+            9,
+        )
+        variant["measured"]["latency_ms_p50"] = 1000.0 if variant["target"] == "onnx" else 7.0
+    file = tmp_path / "device.json"
+    file.write_text(json.dumps(data))
+    own = stated | {"measure.batch": 2, "measure.tokens": 9}
+    _, plan = made(own, max_latency="8ms", device_profile=str(file))
+    found = search(plan, QUIET)
+    assert found.best is not None
+    assert found.best.name == "whole model, gguf:q8_0"
+    assert found.best.figures.latency_ms == 7.0
+    trimmed = [p for p in plan.points if p.state != "failed" and p.model != "whole model"]
+    assert {p.state for p in trimmed} == {"unknown"}  # never profiled: no figure is made up
+
+
+def test_embeddings_are_compared_by_cosine(
+    compile_tiny: Callable[..., Path], stated: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny.make_model(tmp_path / "model", labels=None)
+    keys = {"model": str(model), "task": "feature-extraction", "data.train": None}
+    base = {k: v for k, v in stated.items() if not k.startswith(("train.", "data.train"))}
+    recipe = load_recipe(None, base | keys | {"budget.max_drop": 5})
+    plan = make_plan(recipe, QUIET)
+    assert [m.name for m in plan.models] == ["whole model"]  # no texts to trim by
+    found = search(plan, QUIET)
+    assert found.quality == "cosine"
+    assert found.best is not None
+    assert found.best.spec == "onnx:fp32"
