@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edgelm.compiler.allocate.sizes import SAYS, parse_size
-from edgelm.compiler.units import BYTES, LATENCY, TIME, parse
+from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import nearest
 from edgelm.targets import TARGETS, get_target
@@ -122,10 +121,11 @@ def check(recipe: Recipe) -> None:
     )  # fmt: skip
     rule(r.rounding_tokens >= 1, "recover.rounding_tokens", r.rounding_tokens, "must be >= 1")
     has_auto = f"gguf:{AUTO}" in recipe.targets
-    if q.max_size is not None:
-        rule(_is_size(q.max_size), "quantize.max_size", q.max_size, SAYS)
+    if q.auto_size is not None:
+        parse_bytes("quantize.auto_size", q.auto_size)
     says = "is needed for gguf:auto: name the largest size of its files with --auto-size 90MB"
-    rule(not has_auto or q.max_size is not None, "quantize.max_size", q.max_size, says)
+    has_size = q.auto_size is not None or recipe.budget.max_size is not None
+    rule(not has_auto or has_size, "quantize.auto_size", q.auto_size, says)
     for kind in q.auto_types:
         says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
         rule(kind in TENSOR_TYPES, "quantize.auto_types", kind, says)
@@ -221,14 +221,6 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
     rule(d.temperature > 0, "distil.temperature", d.temperature, "must be above 0")
     rule(1 <= d.steps <= 20, "distil.steps", d.steps, "must be 1 to 20")
     rule(0 <= d.max_drop <= 1, "distil.max_drop", d.max_drop, "must be 0 to 1")
-
-
-def _is_size(text: str) -> bool:
-    try:
-        parse_size(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_budget(recipe: Recipe, rule: Rule) -> None:

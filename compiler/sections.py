@@ -259,7 +259,7 @@ class QuantizeConfig:
         None, "Plain text to compute an importance matrix from, in place of training texts.",
         flag="--calibration-file",
     )  # fmt: skip
-    max_size: str | None = option(
+    auto_size: str | None = option(
         None,
         "gguf:auto: largest size of the variant's files, such as 90MB (MB: a million bytes). Each "
         "matrix gets the type that loses least of the task within it.",

@@ -29,3 +29,17 @@ def parse(key: str, text: str, units: Mapping[str, float]) -> float:
     if not 0 < number < math.inf:
         raise RecipeError(f"{key}: {text!r}: must be over 0")
     return number * units[unit]
+
+
+def parse_bytes(key: str, text: str) -> int:
+    """`8MB` -> 8,000,000. Raises RecipeError."""
+    return round(parse(key, text, BYTES))
+
+
+def show_bytes(n_bytes: int) -> str:
+    """In a unit that reads well, rounded up: the size shown is enough."""
+    for unit in ("GB", "MB", "kB"):
+        size = BYTES[unit.lower()]
+        if n_bytes >= size:
+            return f"{-(-n_bytes * 100 // size) / 100:.2f}{unit}"
+    return f"{n_bytes}B"

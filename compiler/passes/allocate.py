@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.compiler.allocate.knapsack import least_bytes, solve
-from edgelm.compiler.allocate.sizes import parse_size, show_size
 from edgelm.compiler.context import Context
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.imatrix import has_texts
 from edgelm.compiler.passes.sensitivity import Errors, Sensitivity
 from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.units import parse_bytes, show_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.targets.gguf.precisions import AUTO
 
@@ -31,9 +31,9 @@ def allocate_passes(recipe: Recipe) -> list[Pass]:
 
 def check_auto(recipe: Recipe, spec: str) -> None:
     """Raise RecipeError for what would fail after the training."""
-    size = recipe.quantize.max_size
+    size = recipe.quantize.auto_size
     if size is not None and SPEC not in recipe.targets:
-        raise RecipeError(f"quantize.max_size: {size!r}: is for the target {SPEC}")
+        raise RecipeError(f"quantize.auto_size: {size!r}: is for the target {SPEC}")
     if spec != SPEC:
         return
     if not has_texts(recipe):
@@ -72,7 +72,7 @@ class Allocate(Pass):
         from edgelm.targets.gguf.rounding.table import restricted
 
         table, quantize = context.table, context.recipe.quantize
-        assert table is not None and quantize.max_size is not None
+        assert table is not None and quantize.auto_size is not None
         rows = table.rows
         stated = choose_types(quantize.tensor_types, [row.name for row in rows])
         for name, kind in stated.items():
@@ -82,13 +82,13 @@ class Allocate(Pass):
                 row if row.name in stated else _only(row, quantize.auto_types) for row in rows
             )
         items = [[(option.n_bytes, option.cost) for option in row.options] for row in rows]
-        budget = parse_size(quantize.max_size) - table.rest_bytes
+        budget = parse_bytes("quantize.auto_size", quantize.auto_size) - table.rest_bytes
         if budget < least_bytes(items):
             least = least_bytes(items) + table.rest_bytes
             raise RecipeError(
-                f"quantize.max_size: {quantize.max_size}: the smallest file of this model takes "
+                f"quantize.auto_size: {quantize.auto_size}: the smallest file of this model takes "
                 f"{least:,} bytes",
-                hint=f"use --auto-size {show_size(least)} or more, or make the model smaller",
+                hint=f"use --auto-size {show_bytes(least)} or more, or make the model smaller",
             )
         chosen = [row.options[i] for row, i in zip(rows, solve(items, budget), strict=True)]
         context.types = {row.name: o.kind for row, o in zip(rows, chosen, strict=True)}

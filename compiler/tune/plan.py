@@ -143,7 +143,8 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     profile = None if file is None else read_profile(Path(file).expanduser())
     specs = able_targets(recipe, progress)
     cache, rate = StageCache(cache_root(recipe)), products_per_s()
-    bare = with_overrides(recipe, {"budget": None, **_limits(recipe)}, ORIGIN)
+    given = {"budget": None, **_limits(recipe), **_auto_size(recipe)}
+    bare = with_overrides(recipe, given, ORIGIN)
     first = start(for_targets(bare, specs), cache, progress)
     assert first.source is not None
     decoder = recipe.task == "text-generation" or is_causal(first.source.folder)
@@ -271,9 +272,17 @@ def for_targets(recipe: Recipe, specs: list[str]) -> Recipe:
     }
     if changes["verify.limits"] == own:
         del changes["verify.limits"]
-    if AUTO not in specs and recipe.quantize.max_size is not None:  # which is for that alone
-        changes["quantize.max_size"] = None
+    if AUTO not in specs and recipe.quantize.auto_size is not None:  # which is for that alone
+        changes["quantize.auto_size"] = None
     return with_overrides(recipe, changes, ORIGIN)
+
+
+def _auto_size(recipe: Recipe) -> Overrides:
+    """gguf:auto keeps to the budget's size where it has none of its own."""
+    stated, most = recipe.quantize.auto_size, recipe.budget.max_size
+    if f"gguf:{AUTO}" not in recipe.targets or stated is not None or most is None:
+        return {}
+    return {"quantize.auto_size": most}
 
 
 def _limits(recipe: Recipe) -> Overrides:

@@ -47,7 +47,7 @@ def recipe_of(root: Path, task: str, max_size: str, **changed: Any) -> Recipe:
         "data.eval": str(root / f"eval.{ending}"),
         "max_tokens": 64,
         "train.method": "none",
-        "quantize.max_size": max_size,
+        "quantize.auto_size": max_size,
         "verify.eval_tokens": 20,
         "verify.eval_answers": 1,
         "verify.min_agreement": 0.0,
@@ -106,8 +106,8 @@ def test_stated_types_are_kept(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"quantize.max_size": None}, "is needed for gguf:auto"),
-        ({"quantize.max_size": "90 apples"}, "must be a size like 90MB"),
+        ({"quantize.auto_size": None}, "is needed for gguf:auto"),
+        ({"quantize.auto_size": "90 apples"}, "unknown unit 'apples'"),
         ({"targets": ["gguf:q8_0"]}, "is for the target gguf:auto"),
         ({"data.train": None}, "needs texts to find out what errors cost"),
         ({"gguf.converter": "."}, "cannot be made of a file that llama.cpp's own script writes"),

@@ -1,4 +1,4 @@
-"""The knapsack against every possible answer; sizes as people write them."""
+"""The knapsack against every possible answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from edgelm.compiler.allocate import knapsack
 from edgelm.compiler.allocate.knapsack import least_bytes, solve
-from edgelm.compiler.allocate.sizes import parse_size, show_size
 
 OPTION = st.tuples(st.integers(1, 40), st.integers(0, 50))
 ITEMS = st.lists(st.lists(OPTION, min_size=1, max_size=4), min_size=1, max_size=5)
@@ -48,19 +47,3 @@ def test_in_larger_units_the_budget_still_holds(items, spare: int) -> None:
     left = budget - sum(n for n, _ in picked)
     for options, (now, cost) in zip(items, picked, strict=True):
         assert not any(c < cost and n - now <= left for n, c in options)
-
-
-@pytest.mark.parametrize(
-    ("text", "n_bytes"),
-    [("90MB", 90_000_000), ("1.5gb", 1_500_000_000), ("800", 800), (" 8 kB ", 8000), ("3B", 3)],
-)
-def test_sizes_are_powers_of_a_thousand(text: str, n_bytes: int) -> None:
-    assert parse_size(text) == n_bytes
-    assert parse_size(show_size(n_bytes)) == n_bytes
-
-
-def test_a_size_is_shown_rounded_up() -> None:
-    assert show_size(91_892_608) == "91.90MB"
-    for text in ("", "MB", "-3MB", "0", "3MiB", "1e6", "nan"):
-        with pytest.raises(ValueError, match="must be a size like 90MB"):
-            parse_size(text)

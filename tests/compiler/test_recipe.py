@@ -23,7 +23,7 @@ SAMPLES = {  # of leaves that have rules
     "train.method": "full",
     "data.train": "t.csv",
     "prune.sparsity": 0.5,
-    "quantize.max_size": "90MB",
+    "quantize.auto_size": "90MB",
     "quantize.auto_types": ["q8_0", "q5_0"],
     "budget.max_size": "8MB",
     "budget.max_latency": "3ms",

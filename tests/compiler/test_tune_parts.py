@@ -18,7 +18,7 @@ from edgelm.compiler.tune.axes import AXES, TARGETS, models, targets
 from edgelm.compiler.tune.budget import Figures, drop_points, read_budget
 from edgelm.compiler.tune.floors import count_weights
 from edgelm.compiler.tune.front import pareto_front
-from edgelm.compiler.units import BYTES, LATENCY, TIME, parse
+from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes, show_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.targets import get_target
 
@@ -37,6 +37,11 @@ from edgelm.targets import get_target
 )
 def test_units(text: str, units: dict[str, float], value: float) -> None:
     assert parse("k", text, units) == pytest.approx(value)
+
+
+@given(st.integers(1, 10**12))
+def test_a_size_that_is_shown_is_enough(n_bytes: int) -> None:
+    assert n_bytes <= parse_bytes("k", show_bytes(n_bytes)) <= max(n_bytes * 1.01, n_bytes + 10)
 
 
 @pytest.mark.parametrize(
