@@ -155,6 +155,9 @@ def test_embeddings_and_another_checkpoint(keys: dict[str, Any], tmp_path: Path)
         compiled(keys, distil__student=str(other))
 
 
+WHOLE = {f"prune.{part}": None for part in ("layers", "heads", "ffn")}
+
+
 def test_rules(keys: dict[str, Any]):
     for changed, says in (
         ({"prune.ffn": 1.5}, "a share under 1, or a whole number"),
@@ -163,7 +166,7 @@ def test_rules(keys: dict[str, Any]):
         ({"task": "text-generation"}, "is for encoders"),
         ({"data.train": None, "distil.unlabelled": None}, "needs texts"),
         ({"distil.temperature": 0.0}, "must be above 0"),
-        ({"prune.layers": None, "distil.student": "x", "prune.vocab": True}, "whole vocabulary"),
+        ({**WHOLE, "distil.student": "x", "prune.vocab": True}, "whole vocabulary"),
     ):
         with pytest.raises(RecipeError, match=says):
             load_recipe(None, {**keys, **changed})
