@@ -125,7 +125,7 @@ def test_families_that_lose_no_parts(tmp_path: Path):
         pruning.shape_of(load_model(folder, TASK, new_head=False).config)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("distilbert", marks=pytest.mark.slow)])
 def test_engines_answer_like_a_model_with_fewer_heads(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -137,6 +137,7 @@ def test_a_student_that_lost_too_much_is_refused(keys: dict[str, Any]):
     assert {passes["teach"], passes["shrink"], passes["verify onnx-fp32"]} == {"cached"}
 
 
+@pytest.mark.slow
 def test_embeddings_and_another_checkpoint(keys: dict[str, Any], tmp_path: Path):
     """The second student has the teacher's own weights, so it has nothing to learn."""
     folder = tiny.make_model(tmp_path / "embedder", labels=None)

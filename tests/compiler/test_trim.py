@@ -38,7 +38,10 @@ def probabilities(folder: Path, texts: list[str]) -> np.ndarray[Any, Any]:
     return torch.softmax(torch.stack(logits), -1).numpy()
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.slow] if f == "modernbert" else []) for f in tiny.FAMILIES],
+)
 def test_texts_of_kept_tokens_are_answered_as_before(
     family: str, compile_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -70,6 +73,7 @@ def test_texts_of_kept_tokens_are_answered_as_before(
         np.testing.assert_allclose(got, want, atol=1e-4 if variant.target == "onnx" else 2e-3)
 
 
+@pytest.mark.slow
 def test_the_model_before_is_the_reference_unless_trained(
     compile_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:

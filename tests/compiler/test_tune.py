@@ -48,6 +48,7 @@ def made(stated: dict[str, Any], **budget: Any) -> tuple[Recipe, Plan]:
     return recipe, make_plan(recipe, QUIET)
 
 
+@pytest.mark.slow
 def test_the_best_point_within_the_size_and_its_recipe(
     stated: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_nothing_meets_it_on_the_command_line(
     assert not (tmp_path / "c.edgelm").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_from_the_cache(
     stated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_stopped_search_goes_on_from_the_cache(
     assert all(p.state in ("meets", "failed") for p in plan.points)
 
 
+@pytest.mark.slow
 def test_no_more_is_begun_after_the_time_budget(stated: dict[str, Any]) -> None:
     _, plan = made(stated | {"seed": 2, "train.epochs": 1}, time_budget="20s")
     found = search(plan, QUIET, clock=lambda: 21 * sum(p.state != "open" for p in plan.points))
@@ -205,6 +208,7 @@ def test_figures_of_another_device(run_cli, stated: dict[str, Any], tmp_path: Pa
     assert {p.state for p in trimmed} == {"unknown"}  # never profiled: no figure is made up
 
 
+@pytest.mark.slow
 def test_embeddings_are_compared_by_cosine(
     compile_tiny: Callable[..., Path], stated: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -84,7 +84,9 @@ def lowered(model_dir: Path, task: Task, folder: Path) -> tuple[np.ndarray, onnx
     return session.run(batch_of(model_dir)), onnx.load(folder / "model.onnx").graph
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+@pytest.mark.parametrize(
+    "task", [TASKS[0], pytest.param(TASKS[1], marks=pytest.mark.slow)], ids=lambda task: task.kind
+)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_answers_are_those_of_the_rounded_weights(
     family: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
