@@ -113,7 +113,7 @@ class Steps:
 
     source: list[Pass]  # data, task, and the shape of the model that is fine-tuned
     model: list[Pass]  # the model that is lowered, and the reference
-    made: list[list[Pass]]  # by variant: [recover], lower
+    made: list[list[Pass]]  # by variant: [allocate], [recover], lower
     verify: list[Pass]
     measure: list[Pass]
 
@@ -136,7 +136,6 @@ def steps(recipe: Recipe) -> Steps:
             *([Sparsify()] if recipe.prune.sparsity is not None else []),
             passes.reference(),
             *imatrix_passes(recipe),
-            *allocate_passes(recipe),
         ],
         made=[_making(recipe, lower) for lower in lowers],
         verify=[passes.verify(lower.variant) for lower in lowers],
@@ -146,7 +145,8 @@ def steps(recipe: Recipe) -> Steps:
 
 def _making(recipe: Recipe, lower: Lower) -> list[Pass]:
     how = recovery(recipe, lower.spec)
-    return [lower] if how == "none" else [Recover(lower, how), lower]
+    recovered = [] if how == "none" else [Recover(lower, how)]
+    return [*allocate_passes(lower.spec), *recovered, lower]
 
 
 def plan(recipe: Recipe, pack: Pack) -> list[Pass]:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 SPEC = f"gguf:{AUTO}"
 
 
-def allocate_passes(recipe: Recipe) -> list[Pass]:
-    """The passes, where a variant needs them."""
-    return [Sensitivity(), Errors(), Allocate()] if SPEC in recipe.targets else []
+def allocate_passes(spec: str) -> list[Pass]:
+    """The passes, where the variant needs them."""
+    return [Sensitivity(), Errors(), Allocate()] if spec == SPEC else []
 
 
 def check_auto(recipe: Recipe, spec: str) -> None:

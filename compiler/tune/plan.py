@@ -280,7 +280,7 @@ def for_targets(recipe: Recipe, specs: list[str]) -> Recipe:
 def _auto_size(recipe: Recipe) -> Overrides:
     """gguf:auto keeps to the budget's size where it has none of its own."""
     stated, most = recipe.quantize.auto_size, recipe.budget.max_size
-    if f"gguf:{AUTO}" not in recipe.targets or stated is not None or most is None:
+    if AUTO not in recipe.targets or stated is not None or most is None:
         return {}
     return {"quantize.auto_size": most}
 

@@ -32,7 +32,12 @@ from edgelm.compiler.tune.budget import (
 )
 from edgelm.compiler.tune.front import pareto_front
 from edgelm.compiler.tune.plan import Model, Plan, Point
-from edgelm.runtime.errors import ModelError, TargetUnavailable, VerificationError
+from edgelm.runtime.errors import (
+    ModelError,
+    RecipeError,
+    TargetUnavailable,
+    VerificationError,
+)
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.progress import Progress
 from edgelm.runtime.schema import encode
@@ -151,8 +156,8 @@ class _Search:
             if point.state == "open":
                 found.verify[0].execute(model.context)
                 self.take_quality(point, state)
-        except (ModelError, TargetUnavailable, VerificationError) as err:
-            point.close("failed", err.message)
+        except (ModelError, RecipeError, TargetUnavailable, VerificationError) as err:
+            point.close("failed", err.message)  # RecipeError: gguf:auto has no file so small
 
     def take_quality(self, point: Point, state: VariantState) -> None:
         """What verification told."""

@@ -14,7 +14,7 @@ from tiny_data import labelled_rows, write_csv, write_jsonl
 
 import edgelm
 from edgelm.compiler import Recipe, compile, load_recipe
-from edgelm.runtime.errors import RecipeError
+from edgelm.runtime.errors import BudgetError, RecipeError
 from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.rounding.file import kind_of
 
@@ -87,6 +87,22 @@ def test_the_file_keeps_to_the_size_and_a_larger_one_loses_less(root: Path, task
         assert edgelm.load(report.path).predict("where is my parcel")
         assert "gguf-auto" in report.report_path.read_text(encoding="utf-8")
     assert lost[1] < lost[0]
+
+
+def test_in_a_search_the_files_keep_to_the_budgets_size(root: Path) -> None:
+    task = "text-classification"
+    least = next(parts(root, task))
+
+    def searched(n_bytes: int) -> Recipe:
+        size = {"budget.max_size": f"{n_bytes}B", "quantize.auto_size": None, "budget.vary": []}
+        return recipe_of(root, task, "", **size)
+
+    report = compile(searched(2 * least))
+    (variant,) = report.manifest.variants
+    assert variant.precision == "auto"
+    assert least < variant.size_bytes <= 2 * least
+    with pytest.raises(BudgetError, match="no point meets the budget"):
+        compile(searched(least - 1))
 
 
 def test_stated_types_are_kept(root: Path) -> None:
