@@ -34,7 +34,6 @@ class Shape:
 class Importance:
     """Of each part of each layer; larger is more."""
 
-    layers: Tensor  # (L,): how much a layer turns the states that go through it
     heads: Tensor  # (L, N)
     ffn: Tensor  # (L, F)
 
@@ -90,8 +89,6 @@ def measure(
         "attn_output": torch.zeros(shape.layers, shape.heads),
         "ffn_down": torch.zeros(shape.layers, shape.ffn),
     }
-    turned = torch.zeros(shape.layers)
-    n_tokens = 0
 
     def watch(module: Any, inputs: tuple[Any, ...], place: tuple[int, str]) -> tuple[Any, ...]:
         (x,) = inputs  # (B, T, K)
@@ -115,7 +112,7 @@ def measure(
         for batch in batches:
             given = {k: v for k, v in batch.items() if k != "labels"}
             with torch.set_grad_enabled(loss is not None):
-                outputs = model(**given, output_hidden_states=True)
+                outputs = model(**given)
                 mask = batch["attention_mask"].bool()
                 if loss is not None:
                     places = list(masks)
@@ -126,13 +123,8 @@ def measure(
                     for (i, name), x in seen.items():
                         weight = body.get_submodule(names.part(i, name)).weight
                         sums[name][i] += _added(x[mask], weight, sums[name].shape[1])
-            states = [s.detach()[mask] for s in outputs.hidden_states]
-            for i in range(shape.layers):
-                cosine = torch.nn.functional.cosine_similarity(states[i], states[i + 1])
-                turned[i] += (1 - cosine).sum()
-            n_tokens += int(mask.sum())
     model.train(was_training)
-    return Importance(turned / max(1, n_tokens), sums["attn_output"], sums["ffn_down"])
+    return Importance(sums["attn_output"], sums["ffn_down"])
 
 
 def _added(x: Tensor, weight: Tensor, n_parts: int) -> Tensor:

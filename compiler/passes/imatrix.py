@@ -63,6 +63,17 @@ def has_texts(recipe: Recipe) -> bool:
     return recipe.data.train is not None or recipe.quantize.calibration_file is not None
 
 
+def sampling_inputs(context: Context) -> dict[str, Any]:
+    """What decides which tokens the model is run on, and what it makes of them."""
+    return {
+        "model": context.model_key,
+        "reference": context.digests["reference"],  # which holds the tokenizer
+        "texts": texts_digest(context),
+        "tokens": context.recipe.quantize.imatrix_tokens,
+        "seed": context.recipe.seed,
+    }
+
+
 def texts_digest(context: Context) -> str:
     """Of what `calibration_tokens` takes its texts from."""
     file = context.recipe.quantize.calibration_file
@@ -113,11 +124,7 @@ class ImportanceMatrix(Pass):
         if not has_texts(recipe):
             return None
         return {
-            "model": context.model_key,
-            "reference": context.digests["reference"],  # which holds the tokenizer
-            "texts": texts_digest(context),
-            "tokens": recipe.quantize.imatrix_tokens,
-            "seed": recipe.seed,
+            **sampling_inputs(context),
             "versions": versions(*_PACKAGES),
             "converter": converter_inputs(recipe),
         }

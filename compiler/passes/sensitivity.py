@@ -20,8 +20,8 @@ from edgelm.compiler.passes.imatrix import (
     BATCHES,
     calibration_tokens,
     read_text,
+    sampling_inputs,
     shuffled,
-    texts_digest,
 )
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import decode, encode
@@ -38,15 +38,7 @@ class Sensitivity(Pass):
     name = "sensitivity"
 
     def inputs(self, context: Context) -> dict[str, Any]:
-        recipe = context.recipe
-        return {
-            "model": context.model_key,
-            "reference": context.digests["reference"],  # which holds the tokenizer
-            "texts": texts_digest(context),
-            "tokens": recipe.quantize.imatrix_tokens,
-            "seed": recipe.seed,
-            "versions": versions(*_PACKAGES),
-        }
+        return {**sampling_inputs(context), "versions": versions(*_PACKAGES)}
 
     def run(self, context: Context, folder: Path) -> None:
         from edgelm.compiler.allocate.probes import text_losses, token_losses

@@ -1,8 +1,8 @@
-"""Rounding that makes up for its errors (GPTQ, Frantar et al. 2022, arXiv:2210.17323).
+"""Rounding that makes up for its errors (targets/feedback.py), onto grids whose scales are set.
 
-Of a product x W^T the error is e H e^T for each row e of rounding errors, H the sum of x x^T over
-calibration texts. Columns are rounded one after another; the error of each is made up for by the
-columns that are still floats.
+H is the sum of x x^T over calibration texts, x what a layer is given. Columns are rounded one after
+another, those with the largest inputs first; the error of each is made up for by the columns that
+are still floats.
 
 Letters: N outputs and K inputs of a linear layer.
 """
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
+from edgelm.targets.feedback import factor
 from edgelm.targets.grid import Grid
 
-DAMPING = 0.01  # of the mean of H's diagonal, added to it
 MAX_BYTES = 2**30  # of matrices H in memory at once
 _CHUNK = 128  # columns after which all the others are brought up to date
 # Of a step: how far from its level a latent may lie. Near 0.5 the first steps of a training, which
@@ -50,14 +50,8 @@ def round_model(
 def round_matrix(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
     """weight (N, K), hessian (K, K) -> values on the grid (N, K)."""
     K = weight.shape[1]
-    H = hessian.double()
-    unseen = H.diagonal() == 0
-    H = H + torch.diag(unseen.double())
-    H.diagonal().add_(DAMPING * H.diagonal().mean())
-    order = H.diagonal().argsort(descending=True)
-    # the Cholesky factor of the inverse: row j weighs how the columns behind j make up for it
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H[order][:, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    order = hessian.diagonal().argsort(descending=True)
+    U = factor(hessian[order][:, order])
     left = weight[:, order].clone()
     found = torch.empty_like(left)
     columns = [grid.column(c) for c in order.tolist()]
@@ -68,10 +62,10 @@ def round_matrix(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
             column = left[:, j : j + 1]
             value = columns[j].round(column)
             found[:, j : j + 1] = value
-            error = (column - value) / factor[j, j]
-            left[:, j + 1 : stop] -= error * factor[j, j + 1 : stop]
+            error = (column - value) / U[j, j]
+            left[:, j + 1 : stop] -= error * U[j, j + 1 : stop]
             errors[:, j - start : j - start + 1] = error
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
+        left[:, stop:] -= errors @ U[start:stop, stop:]
     return grid.round(found[:, order.argsort()])
 
 

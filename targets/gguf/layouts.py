@@ -22,7 +22,7 @@ Bytes = NDArray[np.uint8]  # (R, B, bytes of a block)
 Levels = NDArray[np.uint8]  # (R, B, values of a block), from 0 on
 Scales = NDArray[np.float32]  # (R, B, sub-blocks)
 
-_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ LAYOUTS: dict[str, Layout] = {
     "q5_0": Layout(22, 32, 32, -16, 15, 16, _only_scale(0), _put_five(2)),
     "q5_1": Layout(24, 32, 32, 0, 31, 0, _scale_and_least, _put_five(4)),
     "q8_0": Layout(34, 32, 32, -127, 127, 128, _only_scale(0), _put_q8_0),
-    "iq4_nl": Layout(18, 32, 32, 0, 15, 0, _only_scale(0), _put_nibbles(2), _IQ4),
+    "iq4_nl": Layout(18, 32, 32, 0, 15, 0, _only_scale(0), _put_nibbles(2), IQ4_VALUES),
     "q4_k": Layout(144, 256, 32, 0, 15, 0, _k_scales, _put_q4_k),
     "q5_k": Layout(176, 256, 32, 0, 31, 0, _k_scales, _put_q5_k),
     "q6_k": Layout(210, 256, 16, -32, 31, 32, _q6_k_scales, _put_q6_k),
-    "iq4_xs": Layout(136, 256, 32, 0, 15, 0, _iq4_xs_scales, _put_iq4_xs, _IQ4),
+    "iq4_xs": Layout(136, 256, 32, 0, 15, 0, _iq4_xs_scales, _put_iq4_xs, IQ4_VALUES),
 }

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from edgelm.compiler.allocate.probes import token_losses
 from edgelm.runtime.manifest import Task, TextLimits
 from edgelm.targets.base import LowerRequest
+from edgelm.targets.feedback import factor
 from edgelm.targets.gguf import TARGET
 from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.curvature import (
@@ -25,7 +26,7 @@ from edgelm.targets.gguf.curvature import (
 from edgelm.targets.gguf.lower import tabulate
 from edgelm.targets.gguf.precisions import TENSOR_TYPES
 from edgelm.targets.gguf.rounding.codes import KNOWN, put_codes, read_grid
-from edgelm.targets.gguf.rounding.feedback import factor, round_matrix
+from edgelm.targets.gguf.rounding.feedback import round_matrix
 from edgelm.targets.gguf.rounding.file import kind_of, read_floats, size_with, write_with
 from edgelm.targets.gguf.rounding.matrices import Rounder
 from edgelm.targets.gguf.rounding.table import KINDS, fitting

@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.targets.gguf.layouts import IQ4_VALUES
 from edgelm.targets.gguf.rounding.types import (
     Bytes,
     Floats,
@@ -25,8 +26,6 @@ from edgelm.targets.gguf.rounding.types import (
 )
 
 _Place = tuple[int, int]  # byte of the block, bit in it
-# the sixteen values of iq4_nl and iq4_xs
-_UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def _nibbles(start: int) -> Callable[[int, int], _Place]:
@@ -86,7 +85,7 @@ _SIGNED = 128  # q8_0's codes are signed bytes; here they count from -128
 
 
 @dataclass(frozen=True)
-class Grid:
+class BlockGrid:
     """What the codes of R blocks stand for: bottom + step * levels[code]."""
 
     bottom: Floats  # (R, B)
@@ -111,19 +110,19 @@ def _layout(kind: str) -> _Layout:
     return _Layout(at, np.packbits(bits, bitorder="little"))
 
 
-def read_grid(blocks: Bytes, kind: str) -> Grid:
+def read_grid(blocks: Bytes, kind: str) -> BlockGrid:
     """Of blocks (R, bytes of a block) whose scales are set."""
     mask, B, n = _layout(kind).mask, block_size(kind), 1 << _PLACES[kind][0]
     if kind == "q8_0":  # all bits set is -1 there
         ones = put_codes(blocks, kind, np.full((len(blocks), B), _SIGNED + 1))
         step = dequantize_rows(ones, kind, B)
-        return Grid(-_SIGNED * step, step, np.arange(n, dtype=np.float32))
+        return BlockGrid(-_SIGNED * step, step, np.arange(n, dtype=np.float32))
     bottom = dequantize_rows(blocks & ~mask, kind, B)
     top = dequantize_rows(blocks | mask, kind, B)
     levels = np.arange(n, dtype=np.float32)
     if kind in ("iq4_nl", "iq4_xs"):
-        levels = np.array(_UNEVEN, np.float32) - _UNEVEN[0]
-    return Grid(bottom, (top - bottom) / levels[-1], levels)
+        levels = np.array(IQ4_VALUES, np.float32) - IQ4_VALUES[0]
+    return BlockGrid(bottom, (top - bottom) / levels[-1], levels)
 
 
 def put_codes(blocks: Bytes, kind: str, codes: NDArray[np.int64]) -> Bytes:

@@ -1,11 +1,8 @@
-"""Rounding with error feedback into the blocks of a GGUF type (Frantar et al. 2022, GPTQ,
-arXiv:2210.17323).
+"""Rounding with error feedback (targets/feedback.py) into the blocks of a GGUF type.
 
-What a matrix W (R, C) loses by being W + D is the sum over its rows of d H d^T, H (C, C) the
-second moments of what it is multiplied with. Columns are rounded one after the other, and those
-left take over the error as far as H says they can. The scales of a block come from llama.cpp's own
-search, made when its turn comes, on what the weights are by then. Types whose codes are not known
-here (those of codebooks) hand on errors from block to block.
+Columns are rounded one after the other, and those left take over the error. The scales of a block
+come from llama.cpp's own search, made when its turn comes, on what the weights are by then. Types
+whose codes are not known here (those of codebooks) hand on errors from block to block.
 
 Letters: R rows and C columns of a matrix, B values in a block.
 """
@@ -23,18 +20,7 @@ from edgelm.targets.gguf.rounding.types import (
     quantize_rows,
 )
 
-_DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _CHUNK_ROWS = 8192  # of a large table, in memory at once
-
-
-def factor(H: torch.Tensor) -> torch.Tensor:
-    """H (C, C), positive semidefinite -> the upper Cholesky factor of its damped inverse, which
-    says how errors are handed on."""
-    H = H.double()
-    mean = H.diagonal().mean()
-    damped = H + torch.eye(len(H), dtype=torch.float64) * (_DAMPING * mean if mean > 0 else 1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
 
 
 def round_matrix(

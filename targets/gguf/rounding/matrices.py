@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from edgelm.targets.feedback import factor
 from edgelm.targets.gguf.curvature import Term
-from edgelm.targets.gguf.rounding.feedback import factor, round_matrix
+from edgelm.targets.gguf.rounding.feedback import round_matrix
 from edgelm.targets.gguf.rounding.types import Bytes, Floats
 
 COST_ROWS = 512  # of a matrix, evenly, that tell what a type costs

@@ -17,7 +17,7 @@ from edgelm.targets.gguf.rounding.matrices import Rounder
 from edgelm.targets.gguf.rounding.types import block_size
 
 # By bits of a weight. Left out are types that lose more than another of their size, that are made
-# for weights of few values, or that take llama.cpp ten seconds to begin with (iq2_s, iq2_xs).
+# for weights of few values, or that take llama.cpp seconds to begin with (iq2_s, iq2_xs).
 KINDS = (
     *("q2_k", "iq3_xxs", "iq3_s", "q3_k", "iq4_xs", "mxfp4"),
     *("q4_k", "iq4_nl", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"),
