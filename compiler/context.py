@@ -21,6 +21,7 @@ from edgelm.runtime.tokenizer import Text
 from edgelm.targets.base import Lowered
 
 if TYPE_CHECKING:
+    from edgelm.compiler.report.data import Search
     from edgelm.targets.gguf.rounding.table import Table
 
 
@@ -94,6 +95,7 @@ class Context:
     recipe: Recipe
     cache: StageCache
     progress: Progress
+    search: Search | None = None  # that chose the recipe
     digests: dict[str, str] = field(default_factory=dict[str, str])  # pass -> its stage's key
     unpacked: Path | None = None  # the directory made of a .gguf file
     source: Source | None = None

@@ -68,14 +68,15 @@ def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
     output = output_path(recipe)
     check_output(output)
     progress = progress or Progress("quiet")
+    found = None
     if recipe.budget.has_bounds:
         from edgelm.compiler.tune import best_recipe
 
-        recipe = best_recipe(recipe, progress)
+        recipe, found = best_recipe(recipe, progress)
     for spec in recipe.targets:
         check_target(recipe, spec)
     check_recovery(recipe)
-    context = Context(recipe, StageCache(cache_root(recipe)), progress)
+    context = Context(recipe, StageCache(cache_root(recipe)), progress, search=found)
     pack = Pack(output)
     done: list[str] = []
     for step in plan(recipe, pack):

@@ -24,6 +24,13 @@ from edgelm.runtime.progress import Progress
     show_default=True,
     help="Recipe of the best point, to be written.",
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="tune.html",
+    show_default=True,
+    help="Page with plots of all points, to be written.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the points as JSON.")
 @click.option("--log-json", is_flag=True, help="Progress as JSON lines on stderr.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
@@ -32,6 +39,7 @@ def command(
     no_train: bool,
     dry_run: bool,
     best: Path,
+    report: Path,
     as_json: bool,
     log_json: bool,
     quiet: bool,
@@ -43,11 +51,13 @@ def command(
     Targets, precisions and vocabularies are varied where the recipe leaves them open. Every point
     is compiled and measured on this machine as `edgelm compile` does it, up to the bundle; stopped,
     the same command goes on where it was, and run beside itself on one --cache-dir it shares the
-    work. The best point's recipe is written to --best, for `edgelm compile`.
+    work. The best point's recipe is written to --best, for `edgelm compile`, plots to --report.
     """
+    from edgelm.compiler.report import render_search
     from edgelm.compiler.tune import make_plan, search
     from edgelm.compiler.tune.show import (
         found_json,
+        found_report,
         found_text,
         no_point_error,
         plan_json,
@@ -65,8 +75,10 @@ def command(
     progress.note(plan_text(plan))
     found = search(plan, progress)
     click.echo(json.dumps(found_json(found)) if as_json else found_text(found))
-    if found.best is None:
+    text = None if found.best is None else recipe_text(found)
+    write_atomic(report, render_search(found_report(found), recipe.model, text))
+    if found.best is None or text is None:
         raise no_point_error(found)
-    write_atomic(best, recipe_text(found))
+    write_atomic(best, text)
     if not as_json:
-        click.echo(f"\nbest    {found.best.name}\nrecipe  {best}")
+        click.echo(f"\nbest    {found.best.name}\nrecipe  {best}\nreport  {report}")

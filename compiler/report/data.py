@@ -15,6 +15,34 @@ from edgelm.compiler.limits import Limits, limits_of
 from edgelm.runtime.manifest import Manifest
 
 
+@dataclass(frozen=True)
+class SearchPoint:
+    """One variant of one model of a search; None for what was not found out."""
+
+    name: str
+    size_bytes: int | None
+    quality: float | None
+    drop: float | None  # points, or per cent of perplexity
+    latency_ms: float | None
+    memory_bytes: int | None
+    outcome: str
+    is_front: bool  # no other point is at least as good in everything
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search within a budget has found; points in the order in which they are listed."""
+
+    quality: str  # name of the figure
+    drop_unit: str
+    reference: float | None  # that of the model with nothing left out
+    most_bytes: float | None  # bounds of the budget
+    most_latency_ms: float | None
+    seconds: float
+    points: tuple[SearchPoint, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
     """What is shown of every kind of task."""
@@ -26,6 +54,7 @@ class ReportData:
     worst: dict[str, tuple[Worst, ...]]  # by variant name, as the next two
     limits: dict[str, Limits] = field(default_factory=dict[str, Limits])
     failures: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    search: Search | None = None  # that chose the recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +90,7 @@ def report_data(context: Context, manifest: Manifest, recipe_yaml: str) -> Repor
         worst={v.name: v.worst for v in variants},
         limits={v.name: limits_of(context.recipe, v) for v in variants},
         failures={v.name: v.failures for v in variants},
+        search=context.search,
     )
     if context.oracle is not None:
         assert context.chat

@@ -73,7 +73,7 @@ def size_plot(
     """Labelled points, and the reference as a line where there is one."""
     d = Drawing(WIDTH, HEIGHT, f"{value_name} against size in MB")
     values = [p.value for p in points] + ([reference] if reference is not None else [])
-    lo, hi = _padded(values, least_pad)
+    lo, hi = padded(values, least_pad)
     lo = max(lo, floor)
     x = Scale(0.0, max(p.size_bytes for p in points) / 1e6 * 1.12 or 1.0, 58, WIDTH - 14)
     y = Scale(lo, hi, HEIGHT - 46, 34)
@@ -104,15 +104,13 @@ def size_plot(
         d.circle(px, py, 5, series(i), tip)
     for p, (px, py) in zip(points, spots, strict=True):
         name = fit(p.name, 150, FONT)
-        box = _label_box(
-            px, py, text_width(name, FONT), (x.start, y.end - 6, x.end, y.start), taken
-        )
+        box = label_box(px, py, text_width(name, FONT), (x.start, y.end - 6, x.end, y.start), taken)
         taken.append(box)
         d.text(box[0], box[3] - 3, name)
     return d.svg()
 
 
-def _label_box(px: float, py: float, width: float, frame: Box, taken: Sequence[Box]) -> Box:
+def label_box(px: float, py: float, width: float, frame: Box, taken: Sequence[Box]) -> Box:
     """Beside, above or below a point, where it covers least."""
     half = FONT / 2 + 1
     corners = [(px + 9, py - half), (px - 9 - width, py - half)]
@@ -128,7 +126,7 @@ def _label_box(px: float, py: float, width: float, frame: Box, taken: Sequence[B
     return place(boxes, cost)
 
 
-def _padded(values: Sequence[float], least: float) -> tuple[float, float]:
+def padded(values: Sequence[float], least: float) -> tuple[float, float]:
     """A range with air around the values; figures of merit do not exceed 1."""
     lo, hi = min(values), max(values)
     pad = max((hi - lo) * 0.25, least)

@@ -127,9 +127,9 @@ def _counted(kinds: Iterable[str]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
 
 
-def recipe(data: ReportData) -> Section:
-    """The recipe as it was resolved."""
-    return Section("recipe", "Recipe", (Details("Resolved recipe", (Pre(data.recipe_yaml),)),))
+def recipe(text: str) -> Section:
+    """The recipe as it was resolved, in YAML."""
+    return Section("recipe", "Recipe", (Details("Resolved recipe", (Pre(text),)),))
 
 
 def provenance(data: ReportData) -> Section:

@@ -9,20 +9,22 @@ it misses a bound for sure. `budget.py` judges, `front.py` compares, `show.py` s
 from __future__ import annotations
 
 from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.report.data import Search
 from edgelm.compiler.tune.plan import Plan, make_plan
 from edgelm.compiler.tune.search import Found, search
-from edgelm.compiler.tune.show import no_point_error, plan_text
+from edgelm.compiler.tune.show import found_report, no_point_error, plan_text
 from edgelm.runtime.progress import Progress
 
 
-def best_recipe(recipe: Recipe, progress: Progress) -> Recipe:
-    """The recipe, without a budget, of the best point. Raises BudgetError, and what passes do."""
+def best_recipe(recipe: Recipe, progress: Progress) -> tuple[Recipe, Search]:
+    """The recipe, without a budget, of the best point, and how it was found. Raises BudgetError,
+    and what passes do."""
     plan = make_plan(recipe, progress)
     progress.note(plan_text(plan))
     found = search(plan, progress)
     if found.best is None:
         raise no_point_error(found)
-    return found.best.recipe
+    return found.best.recipe, found_report(found)
 
 
 __all__ = ["Found", "Plan", "best_recipe", "make_plan", "search"]

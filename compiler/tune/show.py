@@ -1,4 +1,4 @@
-"""What a plan and its outcome look like: tables for people, JSON for machines."""
+"""What a plan and its outcome look like: tables and a page for people, JSON for machines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edgelm.compiler.recipe import dump_recipe
+from edgelm.compiler.report.data import Search, SearchPoint
 from edgelm.compiler.tune.plan import Plan, Point
 from edgelm.compiler.tune.search import Found
 from edgelm.runtime.errors import BudgetError
@@ -31,14 +32,10 @@ def found_text(found: Found) -> str:
     """The table of points, the best first."""
     front = {id(p) for p in found.front}
     rows = [
-        [
-            f"{'*' if id(p) in front else ' '} {p.name}",
-            *_cells(p),
-            "best" if p is found.best else p.reason or p.state,
-        ]
+        [f"{'*' if id(p) in front else ' '} {p.name}", *_cells(p), _outcome(found, p)]
         for p in ordered(found)
     ]
-    unit = "%" if found.quality == "perplexity" else "points"
+    unit = _drop_unit(found)
     head = ["  point", "MB", found.quality or "-", f"drop, {unit}", "ms", "memory MB", "outcome"]
     lines = [format_table(head, rows), "", "* no other is at least as good in everything"]
     if found.untried:
@@ -58,6 +55,34 @@ def found_json(found: Found) -> dict[str, Any]:
         "best": None if found.best is None else found.best.name,
         "points": [{**point_json(p), "front": id(p) in front} for p in ordered(found)],
     }
+
+
+def found_report(found: Found) -> Search:
+    """The same for the report."""
+    front = {id(p) for p in found.front}
+    limits = {b.figure: b.limit for b in found.plan.budget.bounds}
+    return Search(
+        quality=found.quality or "quality",
+        drop_unit=_drop_unit(found),
+        reference=found.reference,
+        most_bytes=limits.get("size_bytes"),
+        most_latency_ms=limits.get("latency_ms"),
+        seconds=found.seconds,
+        points=tuple(
+            SearchPoint(
+                name=p.name,
+                size_bytes=p.figures.size_bytes,
+                quality=p.figures.metric,
+                drop=p.figures.drop_points,
+                latency_ms=p.figures.latency_ms,
+                memory_bytes=p.figures.memory_bytes,
+                outcome=_outcome(found, p),
+                is_front=id(p) in front,
+                is_best=p is found.best,
+            )
+            for p in ordered(found)
+        ),
+    )
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -133,6 +158,14 @@ def minutes(seconds: float) -> str:
 def _loss(found: Found, point: Point) -> float:
     value = point.figures.metric or 0.0
     return value if found.quality == "perplexity" else -value
+
+
+def _outcome(found: Found, point: Point) -> str:
+    return "best" if point is found.best else point.reason or point.state
+
+
+def _drop_unit(found: Found) -> str:
+    return "%" if found.quality == "perplexity" else "points"
 
 
 def _cells(point: Point) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+from pages import Page
 from tiny_data import labelled_rows, write_csv
 
 from edgelm.compiler import compile, load_recipe
@@ -91,6 +92,7 @@ def test_the_best_point_within_the_size_and_its_recipe(
     assert variant.metrics["accuracy"] == pytest.approx(highest, abs=1e-6)
     again = load_recipe(Bundle(first.path).root / "recipe.yaml", {"output": str(tmp_path / "b")})
     assert not again.budget.has_bounds
+    assert 'id="search"' in (first.path / "report.html").read_text(encoding="utf-8")
     (same,) = compile(again).manifest.variants
     assert same.files == variant.files
     assert same.golden == variant.golden
@@ -125,6 +127,7 @@ def test_nothing_meets_it_on_the_command_line(
     args = ["tune", stated["model"], "--train", stated["data.train"], "--eval", stated["data.eval"]]
     args += ["--epochs", 3, "--learning-rate", 0.01, "--threads", 1, "-q", "--vary", "vocabulary"]
     args += ["--cache-dir", stated["cache_dir"], "--best", tmp_path / "best.yaml"]
+    args += ["--report", tmp_path / "tune.html"]
     args += [x for target in TARGETS for x in ("--target", target)]
     plan = run_cli(*args, "--dry-run", "--json")
     assert plan.code == 0
@@ -135,11 +138,19 @@ def test_nothing_meets_it_on_the_command_line(
     assert "memory" in run.err
     assert {p["state"] for p in run.rows[0]["points"]} == {"misses"}
     assert not (tmp_path / "best.yaml").exists()
+    page = Page((tmp_path / "tune.html").read_text(encoding="utf-8"))
+    assert "No point meets the budget." in page.text
     run = run_cli(*args, "--max-latency", "10s")
     assert run.code == 0
     assert "recipe  " in run.out
     best = load_recipe(tmp_path / "best.yaml", {})
     assert f"gguf:{best.targets[0]}" in run.out or best.targets[0] in run.out
+    page = Page((tmp_path / "tune.html").read_text(encoding="utf-8"))
+    assert page.tags.count("svg") == 2  # by size, by latency
+    assert ("class", "ring") in page.attributes
+    assert ("class", "bound") in page.attributes
+    for point in plan.rows[0]["points"]:
+        assert point["name"] in page.text
     with pytest.raises(BudgetError):
         compile(
             load_recipe(
