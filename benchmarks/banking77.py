@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _lib import machine, program, quality, shrink, speed, startup, training
+from _lib import budget, machine, program, quality, recovery, shrink, speed, startup, training
 from _lib.compiled import NAME, Compiled, drop_lowered, is_current
 from _lib.data import Data, find_data, read_rows, write_subset
 from _lib.rounds import need_peers
@@ -26,6 +26,8 @@ TITLES = {
     "training": "banking77: seconds an epoch",
     "distil": "banking77: a student of fewer layers",
     "prune": "banking77: half of the columns and heads",
+    "recovery": "banking77: 4 bits, recovered",
+    "budget": "banking77: the best variant within a budget",
 }
 PACKAGES = ("edgelm", "torch", "transformers", "peft", "tokenizers", "onnxruntime")
 PACKAGES += ("onnx", "llama-cpp-python", "numpy")
@@ -82,6 +84,12 @@ class Run:
 
     def prune(self) -> tuple[str, list[str]]:
         return self._shrunk(shrink.PRUNE)
+
+    def recovery(self) -> tuple[str, list[str]]:
+        return recovery.section(self.state, self.data, self.extra), []
+
+    def budget(self) -> tuple[str, list[str]]:
+        return budget.section(self.state, self.data, self.extra), []
 
     def _shrunk(self, students: Sequence[shrink.Student]) -> tuple[str, list[str]]:
         quick = ["--distil-epochs", "1"] if self.arguments.quick else []

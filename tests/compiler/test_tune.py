@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,39 @@ def test_a_stopped_search_goes_on_from_the_cache(
     search(plan, QUIET)
     assert len(ran) == 2  # of six
     assert all(p.state in ("meets", "failed") for p in plan.points)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(stated: dict[str, Any], tmp_path: Path) -> None:
+    """The same command twice at once, on one cache: each training is done by one of them."""
+    args = [sys.executable, "-m", "edgelm", "tune", stated["model"], "--train"]
+    args += [stated["data.train"], "--eval", stated["data.eval"], "--cache-dir", tmp_path / "cache"]
+    args += ["--epochs", 1, "--learning-rate", 0.01, "--threads", 1, "--vary", "vocabulary"]
+    args += ["--target", "onnx:fp32", "--target", "gguf:q8_0", "--json", "--log-json"]
+    processes = [
+        subprocess.Popen(
+            [
+                *map(str, args),
+                "--best",
+                f"{tmp_path}/{name}.yaml",
+                "--report",
+                f"{tmp_path}/{name}",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    points = [json.loads(out)["points"] for out, _ in said]
+    assert [p["state"] for p in points[0]] == [p["state"] for p in points[1]] == ["meets"] * 4
+    events = [json.loads(line) for _, err in said for line in err.splitlines() if line[:1] == "{"]
+    trained = [e for e in events if e["event"] == "done" and e["stage"] == "finetune"]
+    assert len(trained) == 2  # the whole model, and the trimmed one
+    recipes = [(tmp_path / f"{name}.yaml").read_text(encoding="utf-8") for name in "ab"]
+    assert recipes[0].splitlines()[1:] == recipes[1].splitlines()[1:]
 
 
 @pytest.mark.slow
