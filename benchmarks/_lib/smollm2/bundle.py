@@ -35,6 +35,7 @@ class Question:
     """One of our rewriting tasks, asked after a worked example."""
 
     task: str
+    kind: str  # extraction or rewriting
     chat: tuple[dict[str, str], ...]  # instruction, example and its answer, the text
 
     @property
@@ -50,7 +51,7 @@ def read_questions() -> list[Question]:
         said += (("assistant", task["example"][1]),)
         for text in task["inputs"]:
             chat = [{"role": role, "content": words} for role, words in (*said, ("user", text))]
-            found.append(Question(task["name"], tuple(chat)))
+            found.append(Question(task["name"], task["kind"], tuple(chat)))
     return found
 
 
