@@ -8,26 +8,36 @@ from pathlib import Path
 
 import click
 
+from edgelm.runtime.engine import DEVICES, Device
+
 
 @click.command(name="verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--variant", help="Only this variant; all that can run here when left out.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(bundle: Path, variant: str | None, threads: int | None, as_json: bool) -> None:
+def command(
+    bundle: Path, variant: str | None, device: Device, threads: int | None, as_json: bool
+) -> None:
     """Check BUNDLE's files, and re-run its golden answers on this device."""
     from edgelm.runtime.bundle import Bundle
     from edgelm.runtime.engine import EngineOptions
-    from edgelm.runtime.errors import TamperedError, UnknownVariant, VerificationError
+    from edgelm.runtime.errors import (
+        TamperedError,
+        TargetUnavailable,
+        UnknownVariant,
+        VerificationError,
+    )
     from edgelm.runtime.verify import verify_files, verify_variant
 
     opened = Bundle(bundle)
-    checks = [verify_files(opened)]
+    checks, options = [verify_files(opened)], EngineOptions(device, threads)
     if checks[0].ok:
         chosen = [v for v in opened.manifest.variants if variant in (None, v.name, v.target)]
         if not chosen:
             raise UnknownVariant(f"{bundle}: no variant {variant!r}")
-        checks += [verify_variant(opened, v, EngineOptions(threads=threads)) for v in chosen]
+        checks += [verify_variant(opened, v, options) for v in chosen]
     if as_json:
         click.echo(json.dumps([asdict(c) for c in checks], ensure_ascii=False))
     else:
@@ -36,6 +46,11 @@ def command(bundle: Path, variant: str | None, threads: int | None, as_json: boo
             click.echo(f"{check.name}: {mark}: {check.detail}")
     if not checks[0].ok:
         raise TamperedError(f"{bundle}: {checks[0].detail}")
+    if all(c.skipped for c in checks[1:]):
+        raise TargetUnavailable(
+            f"{bundle}: no variant could be run on device {device}, so no answer was checked",
+            hint=checks[1].detail,
+        )
     failed = [c.name for c in checks if not c.ok]
     if failed:
         raise VerificationError(f"{bundle}: other answers than packed: {', '.join(failed)}")

@@ -168,6 +168,9 @@ def test_verify(run_cli, classifier: Path) -> None:
         ["files", "ok"],
         ["gguf-f16", "ok"],
     ]
+    run = run_cli("verify", classifier, "--device", "cuda")  # no answer checked is no success
+    assert run.code == 3
+    assert "no variant could be run on device cuda" in run.err
 
 
 def test_verify_finds_other_answers(run_cli, classifier: Path, tmp_path: Path) -> None:
