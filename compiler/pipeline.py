@@ -14,6 +14,7 @@ from edgelm.compiler.chat.measure import ChatMeasure
 from edgelm.compiler.chat.merge import ChatMerge
 from edgelm.compiler.chat.prepare import ChatPrepare
 from edgelm.compiler.chat.reference import ChatReference
+from edgelm.compiler.chat.student import ChatShrink, ChatTeach
 from edgelm.compiler.chat.verify import ChatVerify
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra
@@ -98,14 +99,25 @@ class Passes:
     prepare: Callable[[], Pass]
     finetune: Callable[[], Pass]
     merge: Callable[[], Pass]
+    teach: Callable[[], Pass]
+    shrink: Callable[[], Pass]
     reference: Callable[[], Pass]
     verify: Callable[[str], Pass]  # of one variant
     measure: Callable[[str], Pass]
 
 
 # classification and embeddings, by encoders and decoders alike
-WHOLE_TEXTS = Passes(Prepare, Finetune, Merge, Reference, Verify, Measure)
-GENERATION = Passes(ChatPrepare, ChatFinetune, ChatMerge, ChatReference, ChatVerify, ChatMeasure)
+WHOLE_TEXTS = Passes(Prepare, Finetune, Merge, Teach, Shrink, Reference, Verify, Measure)
+GENERATION = Passes(
+    ChatPrepare,
+    ChatFinetune,
+    ChatMerge,
+    ChatTeach,
+    ChatShrink,
+    ChatReference,
+    ChatVerify,
+    ChatMeasure,
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,7 @@ def steps(recipe: Recipe) -> Steps:
         model=[
             passes.finetune(),
             passes.merge(),
-            *([Teach(), Shrink()] if is_shrunk(recipe) else []),
+            *([passes.teach(), passes.shrink()] if is_shrunk(recipe) else []),
             *([Sparsify()] if recipe.prune.sparsity is not None else []),
             passes.reference(),
             *imatrix_passes(recipe),

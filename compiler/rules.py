@@ -191,19 +191,15 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
             0 < value < 1 or (1 <= value < math.inf and value == int(value)), f"prune.{name}",
             value, "must be a share under 1, or a whole number",
         )  # fmt: skip
-        rule(
-            recipe.task != "text-generation", f"prune.{name}", value,
-            "is for encoders, not for text-generation",
-        )  # fmt: skip
         says = "is for a model that loses parts: leave distil.student out"
         rule(d.student is None, f"prune.{name}", value, says)
     says = "a student brings its whole vocabulary: leave prune.vocab (--trim-vocab) out"
     rule(d.student is None or not p.vocab, "distil.student", d.student, says)
-    for name, value in (("student", d.student), ("unlabelled", d.unlabelled)):
-        rule(
-            value is None or recipe.task != "text-generation", f"distil.{name}", value,
-            "is for encoders, not for text-generation",
-        )  # fmt: skip
+    generates = recipe.task == "text-generation"
+    says = "is for encoders, not for text-generation"
+    rule(d.unlabelled is None or not generates, "distil.unlabelled", d.unlabelled, says)
+    says = "is for text-generation"
+    rule(d.direction == "forward" or generates, "distil.direction", d.direction, says)
     is_shrunk = d.student is not None or any(value is not None for value in cuts.values())
     says = "needs something to learn for: prune.layers, prune.heads, prune.ffn or distil.student"
     rule(d.unlabelled is None or is_shrunk, "distil.unlabelled", d.unlabelled, says)
@@ -211,16 +207,21 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
     says += "fine-tuned on) or --unlabelled FILE"
     has_texts = recipe.data.train is not None or d.unlabelled is not None
     rule(not is_shrunk or has_texts, "distil", "no texts", says)
-    rule(0 < d.epochs < math.inf, "distil.epochs", d.epochs, "must be above 0, and a number")
+    for name in ("epochs", "temperature"):
+        value = getattr(d, name)
+        says = "must be above 0, and a number"
+        rule(value is None or 0 < value < math.inf, f"distil.{name}", value, says)
     rule(
-        0 < d.learning_rate < 1, "distil.learning_rate", d.learning_rate, "must lie between 0 and 1"
-    )
-    for name in ("temperature", "label_weight", "hidden_weight"):
+        d.learning_rate is None or 0 < d.learning_rate < 1, "distil.learning_rate",
+        d.learning_rate, "must lie between 0 and 1",
+    )  # fmt: skip
+    for name in ("label_weight", "hidden_weight"):
         value = getattr(d, name)
         rule(0 <= value < math.inf, f"distil.{name}", value, "must be 0 or more, and a number")
-    rule(d.temperature > 0, "distil.temperature", d.temperature, "must be above 0")
     rule(1 <= d.steps <= 20, "distil.steps", d.steps, "must be 1 to 20")
-    rule(0 <= d.max_drop <= 1, "distil.max_drop", d.max_drop, "must be 0 to 1")
+    most = math.inf if generates else 1
+    says = "must be 0 or more" if generates else "must be 0 to 1"
+    rule(d.max_drop is None or 0 <= d.max_drop <= most, "distil.max_drop", d.max_drop, says)
 
 
 def _check_budget(recipe: Recipe, rule: Rule) -> None:

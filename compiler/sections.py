@@ -168,19 +168,20 @@ class PruneConfig:
     )
     layers: float | None = option(
         None,
-        "Encoders: layers left out, evenly; under 1 a share, else a number.",
+        "Layers left out, evenly; under 1 a share, else a number.",
         flag="--prune-layers",
     )
     heads: float | None = option(
         None,
-        "Encoders: attention heads that each layer loses, those that matter least; under 1 a "
-        "share, else a number. GGUF files keep them as zeros and gain nothing.",
+        "Attention heads that each layer loses, those that matter least; under 1 a share, else a "
+        "number. GGUF files keep an encoder's as zeros and gain nothing. Of decoders a head of "
+        "keys and values goes with all heads of queries that look through it.",
         flag="--prune-heads",
     )
     ffn: float | None = option(
         None,
-        "Encoders: feed-forward columns that each layer loses, those that matter least; under 1 a "
-        "share, else a number.",
+        "Feed-forward columns that each layer loses, those that matter least; under 1 a share, "
+        "else a number.",
         flag="--prune-ffn",
     )
 
@@ -200,29 +201,48 @@ class DistilConfig:
         None, "Plain text, a text a line, to ask the teacher about beside the training texts.",
         flag="--unlabelled",
     )  # fmt: skip
-    epochs: float = option(8.0, "Passes over all texts.", flag="--distil-epochs")
-    learning_rate: float = option(3e-4, "Peak learning rate.", flag="--distil-learning-rate")
-    temperature: float = option(
-        2.0, "Softens the labels of teacher and student alike.", flag="--distil-temperature"
+    epochs: float | None = option(
+        None, "Passes over all texts; 8, for generation 3, when left out.", flag="--distil-epochs"
+    )
+    learning_rate: float | None = option(
+        None, "Peak learning rate; 3e-4, for generation 2e-4, when left out.",
+        flag="--distil-learning-rate",
+    )  # fmt: skip
+    temperature: float | None = option(
+        None,
+        "Softens the labels, or next tokens, of teacher and student alike; 2, for generation 1, "
+        "when left out.",
+        flag="--distil-temperature",
+    )
+    direction: Literal["forward", "reverse"] = option(
+        "forward",
+        "Generation: forward is KL(teacher || student), by which the student covers all that the "
+        "teacher may say; reverse is KL(student || teacher), by which it stays with what the "
+        "teacher says most.",
+        flag="--distil-direction",
     )
     label_weight: float = option(
-        0.5, "Weight of the loss on given labels; that on the teacher's is 1.",
+        0.5,
+        "Weight of the loss on given labels, or answers; that on the teacher's is 1.",
         flag="--distil-label-weight",
-    )  # fmt: skip
+    )
     hidden_weight: float = option(
         1.0,
         "Weight of the loss on the teacher's hidden states behind each layer that is kept; 2 "
-        "bytes a value in the cache, none with 0.",
+        "bytes a value in the cache, none with 0. Not for generation, where each token would "
+        "have them.",
         flag="--distil-hidden-weight",
     )
     steps: int = option(
         1, "Heads and columns are left out in so many steps, with the epochs shared out between.",
         flag="--distil-steps",
     )  # fmt: skip
-    max_drop: float = option(
-        0.02,
+    max_drop: float | None = option(
+        None,
         "Largest loss of each variant's metric against the model before pruning and distilling, in "
-        "0 to 1; of embeddings without scored pairs that is the mean cosine with those before.",
+        "0 to 1; of embeddings without scored pairs that is the mean cosine with those before. "
+        "Generation: largest rise of perplexity on the evaluation data, as a share of that of the "
+        "model before. 0.02, for generation 0.25, when left out.",
         flag="--max-original-drop",
     )
 

@@ -20,7 +20,7 @@ from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.machine import cpu_has
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.recipe import Recipe
-from edgelm.compiler.sections import LoraConfig, TrainConfig
+from edgelm.compiler.sections import DistilConfig, LoraConfig, TrainConfig
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import encode, nearest
 
@@ -65,6 +65,18 @@ def settled_lora(recipe: Recipe) -> LoraConfig:
     default = 0.0 if recipe.task == GENERATION else 0.05
     given = recipe.lora.dropout
     return replace(recipe.lora, dropout=default if given is None else given)
+
+
+def settled_distil(recipe: Recipe) -> DistilConfig:
+    """The recipe's `distil` with what was left out settled by task."""
+    generates, distil = recipe.task == GENERATION, recipe.distil
+    return replace(
+        distil,
+        epochs=distil.epochs or (3.0 if generates else 8.0),
+        learning_rate=distil.learning_rate or (2e-4 if generates else 3e-4),
+        temperature=distil.temperature or (1.0 if generates else 2.0),
+        max_drop=(0.25 if generates else 0.02) if distil.max_drop is None else distil.max_drop,
+    )
 
 
 def default_max_tokens(recipe: Recipe) -> int:

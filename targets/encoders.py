@@ -7,6 +7,7 @@ many are left; `load_narrow` makes the model so. Everything else of it is plain 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,13 @@ NAMES = {
 }
 
 
-def names_of(model_type: str) -> Names:
-    """The family's names. Raises ModelError for families that lose no parts."""
+def names_of(model_type: str, also: Iterable[str] = ()) -> Names:
+    """The family's names. Raises ModelError for families that lose no parts; `also` are others that
+    do."""
     if model_type not in NAMES:
+        known = ", ".join([*NAMES, *also])
         raise ModelError(
-            f"config.json: model_type is {model_type!r}; parts are left out of {', '.join(NAMES)}",
+            f"config.json: model_type is {model_type!r}; parts are left out of {known}",
             hint="leave prune.layers, prune.ffn and prune.heads out, or take another model",
         )
     return NAMES[model_type]

@@ -12,7 +12,7 @@ from edgelm.compiler.chat.template import end_of_turn, require_template
 from edgelm.compiler.context import Context, Source
 from edgelm.compiler.hf import load_tokenizer
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.prepare import FEW_TEXTS, max_tokens
+from edgelm.compiler.passes.prepare import FEW_TEXTS, check_cuts, max_tokens
 from edgelm.compiler.training import is_trained
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task, TextLimits
@@ -29,6 +29,7 @@ class ChatPrepare(Pass):
     def load(self, context: Context, folder: Path) -> None:
         recipe, source = context.recipe, context.source
         assert source is not None
+        check_cuts(recipe, source)
         if recipe.adapter is not None:
             check_adapter(Path(recipe.adapter))
         tokenizer = load_tokenizer(source.folder, padded=False)

@@ -119,10 +119,11 @@ class ChatReference(Pass):
         metrics = {"loss": oracle.loss, "perplexity": perplexity(oracle.losses)}
         if oracle.base_loss is not None:
             metrics["base_loss"] = oracle.base_loss
-            if oracle.base_loss <= oracle.loss:
+            after = context.original_metrics.get("loss", oracle.loss)  # before it was made smaller
+            if oracle.base_loss <= after:
                 context.note(
                     f"fine-tuning did not lower the evaluation loss: {oracle.base_loss:.4f} "
-                    f"before, {oracle.loss:.4f} after"
+                    f"before, {after:.4f} after"
                 )
         context.reference_metrics = metrics
         for note in oracle.notes:

@@ -19,7 +19,7 @@ from edgelm.compiler.chat.oracle import Answers, Oracle, write_json
 from edgelm.compiler.context import Context, Worst
 from edgelm.compiler.limits import failures, limits_of
 from edgelm.compiler.packing import manifest_variant
-from edgelm.compiler.passes.verify import DEVICE, N_WORST, Verify
+from edgelm.compiler.passes.verify import DEVICE, N_WORST, Verify, original_failures
 from edgelm.runtime.engine import DecoderOptions, DecoderSession
 from edgelm.runtime.errors import VerificationError
 from edgelm.runtime.generate.loop import greedy
@@ -88,6 +88,8 @@ class ChatVerify(Verify):
         state.failures = failures(
             context.task, limits, state.parity, state.metrics, context.reference_metrics
         )
+        if context.original_metrics:
+            state.failures += original_failures(context, state.metrics)
 
 
 def compare(

@@ -1,4 +1,5 @@
-"""Structured pruning of encoders: whole layers, heads and feed-forward columns are left out.
+"""Structured pruning: whole layers, heads and feed-forward columns are left out. Of decoders a head
+here is a group: a head of keys and values with the heads of queries that look through it.
 
 What matters is measured on the user's texts. Where there is a loss, by what it would change to
 first order if the part were gone: |dL/dm| for a mask m of ones that the part is multiplied with,
@@ -18,12 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgelm.targets.encoders import HEADS, names_of, resize
+from edgelm.compiler.recipe import Recipe
+from edgelm.runtime.errors import ModelError
+from edgelm.targets import decoders, encoders
+from edgelm.targets.encoders import HEADS, Names, resize
+from edgelm.targets.gguf.decoders import DECODERS
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How large an encoder is."""
+    """How large a model is."""
 
     layers: int
     heads: int
@@ -38,9 +43,51 @@ class Importance:
     ffn: Tensor  # (L, F)
 
 
+def names_of(config: Any) -> Names:
+    """Where the family has its parts. Raises ModelError for families that lose none."""
+    if is_decoder(config):
+        return decoders.NAMES[config.model_type]
+    return encoders.names_of(config.model_type, also=decoders.NAMES)
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether it is one of the decoders that lose parts."""
+    return config.model_type in decoders.NAMES
+
+
+def check(config: Any, recipe: Recipe) -> None:
+    """Raise ModelError unless the model can lose what the recipe prunes, on its targets."""
+    prune, family = recipe.prune, config.model_type
+    whole = shape_of(config)
+    goal = smaller(whole, prune)
+    if is_decoder(config) != (recipe.task == "text-generation"):
+        raise ModelError(
+            f"config.json: model_type is {family!r}: decoders lose parts for text-generation, "
+            "encoders for other tasks",
+            hint="leave prune.layers, prune.ffn and prune.heads out",
+        )
+    if not is_decoder(config):
+        return
+    if goal.layers < whole.layers and family in decoders.FIXED_LAYERS:
+        raise ModelError(
+            f"prune.layers: of {family} all layers stay: which of them know positions is told by "
+            "their numbers",
+            hint="leave out columns or heads, with prune.ffn or prune.heads",
+        )
+    if goal.heads == whole.heads:
+        return
+    decoders.cut_config(config, n_groups=goal.heads)
+    has_gguf = any(spec.startswith("gguf:") for spec in recipe.targets)
+    if has_gguf and recipe.gguf.converter is None and not DECODERS[family].free_heads:
+        raise ModelError(
+            f"prune.heads: llama.cpp's graph of {family} has no fewer heads than make up the width",
+            hint="leave prune.heads out, or the gguf targets",
+        )
+
+
 def shape_of(config: Any) -> Shape:
     """Raises ModelError for families that lose no parts."""
-    names = names_of(config.model_type)
+    names = names_of(config)
     heads = getattr(config, HEADS, None) or getattr(config, names.n_heads)
     return Shape(getattr(config, names.n_layers), heads, getattr(config, names.width))
 
@@ -82,7 +129,7 @@ def measure(
 
     `loss(outputs, batch)` is summed over the texts of a batch; None where there is none."""
     body = getattr(model, model.base_model_prefix, model)
-    names, shape = names_of(model.config.model_type), shape_of(model.config)
+    names, shape = names_of(model.config), shape_of(model.config)
     masks: dict[tuple[int, str], Tensor] = {}
     seen: dict[tuple[int, str], Tensor] = {}
     sums = {
@@ -113,13 +160,13 @@ def measure(
             given = {k: v for k, v in batch.items() if k != "labels"}
             with torch.set_grad_enabled(loss is not None):
                 outputs = model(**given)
-                mask = batch["attention_mask"].bool()
                 if loss is not None:
                     places = list(masks)
                     found = torch.autograd.grad(loss(outputs, batch), [masks[p] for p in places])
                     for (i, name), gradient in zip(places, found, strict=True):
                         sums[name][i] += gradient.abs().sum(0).flatten()
                 else:
+                    mask = batch["attention_mask"].bool()
                     for (i, name), x in seen.items():
                         weight = body.get_submodule(names.part(i, name)).weight
                         sums[name][i] += _added(x[mask], weight, sums[name].shape[1])
@@ -137,36 +184,48 @@ def _added(x: Tensor, weight: Tensor, n_parts: int) -> Tensor:
     return torch.stack([(x[:, at] @ weight[:, at].T).square().sum() for at in parts])
 
 
-def keep_layers(model: Any, kept: Sequence[int]) -> None:
-    """Leave the model with these of its layers."""
-    names = names_of(model.config.model_type)
+def keep_layers(model: Any, kept: Sequence[int]) -> Any:
+    """The model with these of its layers; of an encoder the same, changed, of a decoder a new one.
+    Raises ModelError."""
+    names = names_of(model.config)
+    if is_decoder(model.config):
+        return decoders.cut(model, decoders.Kept(layers=kept))
     body = getattr(model, model.base_model_prefix, model)
     parent, _, name = names.layer.removesuffix(".{i}.").rpartition(".")
     layers = getattr(body.get_submodule(parent), name)
     setattr(body.get_submodule(parent), name, torch.nn.ModuleList(layers[i] for i in kept))
     setattr(model.config, names.n_layers, len(kept))
+    return model
 
 
-def keep_best(model: Any, importance: Importance, shape: Shape) -> None:
-    """Leave each layer with its most important heads and columns, as many as `shape` has."""
-    config, names = model.config, names_of(model.config.model_type)
-    body = getattr(model, model.base_model_prefix, model)
+def keep_best(model: Any, importance: Importance, shape: Shape) -> Any:
+    """Leave each layer with its most important heads and columns, as many as `shape` has; answers
+    as `keep_layers` does."""
+    config, names = model.config, names_of(model.config)
     now = shape_of(config)
+    heads = [_largest(row, shape.heads) for row in importance.heads]
+    columns = [_largest(row, shape.ffn) for row in importance.ffn]
+    if is_decoder(config):
+        kept = decoders.Kept(
+            groups=heads if shape.heads < now.heads else None,
+            columns=columns if shape.ffn < now.ffn else None,
+        )
+        return decoders.cut(model, kept)
+    body = getattr(model, model.base_model_prefix, model)
     size = getattr(config, names.hidden) // getattr(config, names.n_heads)
     for i in range(now.layers):
         if shape.heads < now.heads:
-            heads = _largest(importance.heads[i], shape.heads)
-            places = [h * size + d for h in heads for d in range(size)]
+            places = [h * size + d for h in heads[i] for d in range(size)]
             for name in ("attn_q", "attn_k", "attn_v"):
                 resize(body, names.part(i, name), rows=places)
             resize(body, names.part(i, "attn_output"), columns=places)
         if shape.ffn < now.ffn:
-            columns = _largest(importance.ffn[i], shape.ffn)
-            resize(body, names.part(i, "ffn_up"), rows=columns)
-            resize(body, names.part(i, "ffn_down"), columns=columns)
+            resize(body, names.part(i, "ffn_up"), rows=columns[i])
+            resize(body, names.part(i, "ffn_down"), columns=columns[i])
     if shape.heads < now.heads:
         setattr(config, HEADS, shape.heads)
     setattr(config, names.width, shape.ffn)
+    return model
 
 
 def _largest(values: Tensor, n: int) -> list[int]:

@@ -30,6 +30,7 @@ class Prepare(Pass):
     def load(self, context: Context, folder: Path) -> None:
         recipe, source = context.recipe, context.source
         assert source is not None
+        check_cuts(recipe, source)
         context.data = data = load_dataset(
             recipe.data,
             task=recipe.task,
@@ -49,6 +50,18 @@ class Prepare(Pass):
         n = len(data.eval)
         if n < FEW_TEXTS:
             context.note(f"{n} evaluation texts are few: what is verified on them says little")
+
+
+def check_cuts(recipe: Recipe, source: Source) -> None:
+    """Raise ModelError unless the model can lose what the recipe prunes, on its targets."""
+    cuts = (recipe.prune.layers, recipe.prune.heads, recipe.prune.ffn)
+    if all(cut is None for cut in cuts):
+        return
+    from transformers import AutoConfig
+
+    from edgelm.compiler.distil.pruning import check
+
+    check(AutoConfig.from_pretrained(source.folder, trust_remote_code=False), recipe)
 
 
 def _model_labels(recipe: Recipe, source: Source) -> tuple[str, ...] | None:

@@ -19,7 +19,7 @@ import numpy as np
 from edgelm.compiler.context import Context
 from edgelm.compiler.distil.teacher import ROW, Teacher
 from edgelm.compiler.distil.texts import UNLABELLED, learning_rows
-from edgelm.compiler.distil.trainer import Loss, Taught, trainer_class
+from edgelm.compiler.distil.trainer import Collate, Loss, Taught, trainer_class
 from edgelm.compiler.hf import (
     load_model,
     load_tokenizer,
@@ -38,6 +38,7 @@ from edgelm.compiler.training import (
     last_checkpoint,
     make_trainer,
     settled,
+    settled_distil,
     uses_bf16,
 )
 from edgelm.runtime.errors import ModelError
@@ -66,7 +67,7 @@ class Shrink(Pass):
 
     def inputs(self, context: Context) -> dict[str, Any]:
         recipe, prune = context.recipe, context.recipe.prune
-        distil = encode(recipe.distil)
+        distil = encode(settled_distil(recipe))
         for name in ("max_drop", "student", "unlabelled"):  # limits; what the others stand for
             del distil[name]
         student = recipe.distil.student
@@ -85,18 +86,19 @@ class Shrink(Pass):
     def run(self, context: Context, folder: Path) -> None:
         assert context.model_dir and context.taught and context.task
         recipe = context.recipe
-        tokenizer = load_tokenizer(context.model_dir)
-        rows = learning_rows(context, tokenizer)
+        tokenizer = self.tokenizer(context)
+        rows = self.rows(context, tokenizer)
         started = time.monotonic()
         seed_everything(recipe.seed)
         epochs: list[dict[str, float]] = []
         with torch_threads(recipe.threads):
             teacher = load_model(context.model_dir, context.task, new_head=False)
+            generation, use_cache = _of_generation(teacher)
             said = {"texts": len(rows), "parameters_before": _n_parameters(teacher)}
             if recipe.distil.student is None:
-                model, shapes = teacher, prune_layers(teacher, recipe)
+                model, shapes = prune_layers(teacher, recipe)
             else:
-                model, shapes = load_student(context, tokenizer), [None]
+                model, shapes = self.other(context, tokenizer, teacher), [None]
             del teacher
             for step, shape in enumerate(shapes, 1):
                 place = folder / f"step-{step}"
@@ -105,10 +107,13 @@ class Shrink(Pass):
                     model = load_model(made, context.task, new_head=False)
                 else:
                     if shape is not None:
-                        cut(context, model, tokenizer, rows, shape)
+                        model = self.cut(context, model, tokenizer, rows, shape)
                     self._train(context, place, model, tokenizer, rows, len(shapes))
                 found = json.loads((place / "epochs.json").read_text(encoding="utf-8"))
                 epochs += [{**row, "epoch": len(epochs) + i} for i, row in enumerate(found, 1)]
+        if use_cache is not None:  # which Trainer turned off
+            model.config.use_cache = use_cache
+            model.generation_config = generation
         model.eval().save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         for place in folder.glob("step-*"):
@@ -137,10 +142,9 @@ class Shrink(Pass):
         n_steps: int,
     ) -> None:
         """One step of `n_steps`; writes `model/`, which is there when it is whole."""
-        from transformers import DataCollatorWithPadding
-
         assert context.taught is not None
-        distil = context.recipe.distil
+        distil = settled_distil(context.recipe)
+        assert distil.epochs is not None
         share = distil.epochs if n_steps == 1 else max(1, math.ceil(distil.epochs / n_steps))
         train = replace(
             settled(context.recipe),
@@ -154,12 +158,10 @@ class Shrink(Pass):
             "loss",
             {"train_sampling_strategy": "group_by_length"},
             train=train,
-            kind=trainer_class(loss_of(context)),
+            kind=trainer_class(self.loss(context)),
             model=model,
             train_dataset=rows,
-            data_collator=Taught(
-                DataCollatorWithPadding(tokenizer, return_tensors="pt"), Teacher(context.taught)
-            ),
+            data_collator=Taught(self.collator(context, tokenizer), Teacher(context.taught)),
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(place / CHECKPOINTS))
         found = json.dumps(epoch_rows(trainer.state.log_history))
@@ -168,17 +170,53 @@ class Shrink(Pass):
         replace_tree(place / "new", place / "model")
         shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
 
+    def tokenizer(self, context: Context) -> Any:
+        """The teacher's, which the student keeps."""
+        assert context.model_dir is not None
+        return load_tokenizer(context.model_dir)
 
-def prune_layers(model: Any, recipe: Recipe) -> list[Shape]:
-    """Leave layers out; what each step is to leave of the rest."""
+    def rows(self, context: Context, tokenizer: Any) -> list[dict[str, Any]]:
+        """What is learned, as the teacher was asked about it."""
+        return learning_rows(context, tokenizer)
+
+    def collator(self, context: Context, tokenizer: Any) -> Collate:
+        """Of rows without their numbers."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer, return_tensors="pt")
+
+    def loss(self, context: Context) -> Loss:
+        """Of the student."""
+        return loss_of(context)
+
+    def other(self, context: Context, tokenizer: Any, teacher: Any) -> Any:
+        """The student that is not a part of the teacher. Raises ModelError."""
+        return load_student(context, tokenizer)
+
+    def cut(
+        self, context: Context, model: Any, tokenizer: Any, rows: list[Any], shape: Shape
+    ) -> Any:
+        """The model with the heads and columns of `shape`, those that matter most."""
+        return cut(context, model, tokenizer, rows, shape)
+
+
+def _of_generation(teacher: Any) -> tuple[Any, bool | None]:
+    """How a decoder answers, which its student is to do alike; None of others."""
+    found = getattr(teacher, "generation_config", None)
+    return (found, None) if found is None else (found, bool(teacher.config.use_cache))
+
+
+def prune_layers(model: Any, recipe: Recipe) -> tuple[Any, list[Shape]]:
+    """The model without the layers that are left out; what each step is to leave of the rest."""
     from edgelm.compiler.distil.pruning import evenly, keep_layers, shape_of, smaller
 
     whole = shape_of(model.config)
     goal = smaller(whole, recipe.prune)
     if goal.layers < whole.layers:
-        keep_layers(model, evenly(whole.layers, goal.layers))
+        model = keep_layers(model, evenly(whole.layers, goal.layers))
     n_steps = recipe.distil.steps
-    return [_between(whole, goal, step / n_steps) for step in range(1, n_steps + 1)]
+    steps = [_between(whole, goal, step / n_steps) for step in range(1, n_steps + 1)]
+    return model, steps
 
 
 def loss_of(context: Context) -> Loss:
@@ -186,7 +224,9 @@ def loss_of(context: Context) -> Loss:
     from edgelm.compiler.distil import losses
 
     assert context.task is not None
-    task, distil = context.task, context.recipe.distil
+    task, distil = context.task, settled_distil(context.recipe)
+    temperature = distil.temperature
+    assert temperature is not None
     soft = losses.soft_sets if task.problem == "multi_label" else losses.soft_labels
     has_hidden = bool(hidden_layers(context))
 
@@ -198,7 +238,7 @@ def loss_of(context: Context) -> Loss:
             found = pool(outputs.last_hidden_state, mask, task.pooling)
             total = losses.vectors(found, said["vectors"])
         else:
-            total = soft(outputs.logits, said["logits"], distil.temperature)
+            total = soft(outputs.logits, said["logits"], temperature)
             if distil.label_weight:
                 total = total + distil.label_weight * label_loss(outputs.logits, labels)
         if has_hidden:
@@ -231,12 +271,12 @@ def label_loss(logits: Any, labels: Any) -> Any:
     return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def cut(context: Context, model: Any, tokenizer: Any, rows: list[Any], shape: Shape) -> None:
-    """Leave the heads and columns of `shape`, those that matter most on a sample of the rows."""
+def cut(context: Context, model: Any, tokenizer: Any, rows: list[Any], shape: Shape) -> Any:
+    """The model with the heads and columns of `shape`, those that matter most on some rows."""
     from edgelm.compiler.distil import pruning
 
     if pruning.shape_of(model.config) == shape:
-        return
+        return model
     known = [row for row in rows if np.ravel(row.get("labels", UNLABELLED))[0] != UNLABELLED]
     pool_of = known or rows
     rng = np.random.default_rng(context.recipe.seed)
@@ -258,7 +298,7 @@ def cut(context: Context, model: Any, tokenizer: Any, rows: list[Any], shape: Sh
     def loss(outputs: Any, batch: dict[str, Any]) -> Any:
         return label_loss(outputs.logits, batch["labels"]) * len(batch["labels"])
 
-    pruning.keep_best(model, pruning.measure(model, batches, loss if known else None), shape)
+    return pruning.keep_best(model, pruning.measure(model, batches, loss if known else None), shape)
 
 
 def _between(whole: Shape, goal: Shape, part: float) -> Shape:
@@ -270,12 +310,12 @@ def _between(whole: Shape, goal: Shape, part: float) -> Shape:
     return replace(goal, heads=at(whole.heads, goal.heads), ffn=at(whole.ffn, goal.ffn))
 
 
-def load_student(context: Context, tokenizer: Any) -> Any:
+def load_student(context: Context, tokenizer: Any, *, padded: bool = True) -> Any:
     """`distil.student` with a head for the task. Raises ModelError for another vocabulary."""
     assert context.task and context.text
     folder = _student(context.recipe)
     source = read_source(folder)
-    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(folder, padded=padded).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"distil.student: {folder}: its vocabulary is not that of the teacher",
             hint="take a student with the teacher's tokenizer, or prune the model itself",

@@ -20,6 +20,7 @@ from edgelm.compiler.machine import machine_id
 from edgelm.compiler.packing import manifest_variant
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.reference import ORIGINAL_COSINE, metrics_of
+from edgelm.compiler.training import settled_distil
 from edgelm.runtime.engine import Device, EngineOptions
 from edgelm.runtime.errors import VerificationError
 from edgelm.runtime.manifest import Parity, Task
@@ -107,9 +108,20 @@ def compare(task: Task, reference: NDArray[np.float32], outputs: NDArray[np.floa
 
 def original_failures(context: Context, metrics: dict[str, float]) -> tuple[str, ...]:
     """Whether a variant loses too much against the model before it was made smaller: of the main
-    metric, or of embeddings that have none, of the mean cosine with those before."""
+    metric, or of embeddings that have none, of the mean cosine with those before. Of generation it
+    is the rise of perplexity."""
     assert context.task is not None
-    name, limit = main_metric(context.task), context.recipe.distil.max_drop
+    limit = settled_distil(context.recipe).max_drop
+    assert limit is not None
+    if context.task.kind == "text-generation":
+        before, now = (found["perplexity"] for found in (context.original_metrics, metrics))
+        if now <= before * (1 + limit + 1e-9):
+            return ()
+        return (
+            f"perplexity {now:.4f} is {now / before:.4f} of the {before:.4f} of the model before "
+            f"it was made smaller, the limit is {1 + limit:.4f} (distil.max_drop)",
+        )
+    name = main_metric(context.task)
     if name not in context.original_metrics:
         name = ORIGINAL_COSINE
     before, now = context.original_metrics[name], metrics.get(name, math.nan)
@@ -140,12 +152,12 @@ def require_verified(context: Context) -> None:
         instead += "keep more of the vocabulary with --vocab-texts FILE, "
     if context.sparsified is not None:
         instead += "keep more of the weights with a lower prune.sparsity, "
-    if context.original is not None:
+    if context.original_metrics:
         instead += "leave less of the model out with `prune`, train longer with --distil-epochs, "
     raise VerificationError(
         "verification failed, no bundle was written\n" + "\n".join(lines),
         hint=f"{instead}or state other limits under `verify`"
-        + (" and `distil`" if context.original is not None else ""),
+        + (" and `distil`" if context.original_metrics else ""),
     )
 
 

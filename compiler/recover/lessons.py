@@ -13,6 +13,7 @@ from typing import Any
 from edgelm.compiler.chat.finetune import check_samples
 from edgelm.compiler.chat.packing import IGNORED, can_pack, collate, packed_rows, single_rows
 from edgelm.compiler.chat.samples import render_all
+from edgelm.compiler.chat.student import target_logits
 from edgelm.compiler.context import Context, as_text
 from edgelm.compiler.distil import losses
 from edgelm.compiler.distil.teacher import Array, Values, token_arrays, token_values
@@ -63,13 +64,8 @@ def _of_tokens(context: Context, model: Any) -> Lesson:
         *(packed_rows(samples.samples, limit) if is_packed else single_rows(samples.samples))
     ]
 
-    def logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-        """(N, V), and the model's outputs."""
-        outputs = model(**inputs_of(batch), use_cache=False)
-        return outputs.logits[:, :-1][batch["labels"][:, 1:] != IGNORED], outputs
-
     def loss(student: Any, batch: dict[str, Any], said: dict[str, Any]) -> tuple[Any, Any]:
-        found, outputs = logits(student, batch)
+        found, outputs = target_logits(student, batch)
         return losses.token_divergence(found, said["log_probs"], said.get("ids")), outputs
 
     return Lesson(
@@ -77,7 +73,7 @@ def _of_tokens(context: Context, model: Any) -> Lesson:
         partial(collate, pad_id=context.text.pad_id),
         token_arrays(int(model.get_input_embeddings().num_embeddings)),
         [sum(label != IGNORED for label in row["labels"][1:]) for row in rows],
-        lambda model, batch: token_values(logits(model, batch)[0]),
+        lambda model, batch: token_values(target_logits(model, batch)[0]),
         loss,
         "random" if is_packed else "group_by_length",
     )

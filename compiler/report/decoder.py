@@ -22,7 +22,7 @@ from edgelm.compiler.report.blocks import (
 )
 from edgelm.compiler.report.comparison import limited, variant_size
 from edgelm.compiler.report.data import DecoderData
-from edgelm.compiler.report.decoder_card import card_parts
+from edgelm.compiler.report.decoder_card import card_parts, tuned_loss
 from edgelm.compiler.report.plots import Point, size_plot
 from edgelm.compiler.report.sections import TEXT_SHOWN
 from edgelm.compiler.report.text import (
@@ -109,6 +109,9 @@ def _variants(data: DecoderData) -> Section:
     )  # fmt: skip
     first = ["reference", "transformers", "fp32", DASH, DASH, decimal(reference.get("perplexity"))]
     rows = [row(*first, *[DASH] * (len(head) - len(first)))]
+    if manifest.original:  # the reference is a smaller model's
+        original = ["original", *first[1:-1], decimal(manifest.original.get("perplexity"))]
+        rows.insert(0, row(*original, *[DASH] * (len(head) - len(original))))
     for v in manifest.variants:
         cells: list[str | Cell] = [v.name, v.target, v.precision, megabytes(variant_size(v))]
         bits = 8 * (variant_size(v) or float("nan")) / data.n_parameters
@@ -121,6 +124,8 @@ def _variants(data: DecoderData) -> Section:
         f"these. Of {plural(data.n_answers, 'greedy answer')}: the share that is equal to its end, "
         "and the median token at which the others part. MB is a million bytes."
     )
+    if manifest.original:
+        caption += " Original is the model before it was made smaller, reference what was made."
     if data.limits:
         caption += " The small numbers are limits."
     blocks: list[Block] = [Table(head, tuple(rows), n_text=3, caption=caption)]
@@ -148,7 +153,7 @@ def _closeness(parity: Parity | None, limits: Limits | None) -> list[str | Cell]
 
 def _gain(data: DecoderData) -> str:
     """What fine-tuning did to the loss, which variants are to keep."""
-    before, after = data.manifest.reference.get("base_loss"), data.manifest.reference.get("loss")
+    before, after = data.manifest.reference.get("base_loss"), tuned_loss(data.manifest)
     if before is None or after is None or not finite(before) or not finite(after) or before <= 0:
         return ""
     change = f"{(after - before) / before:+.1%}".replace("-", MINUS)
@@ -158,6 +163,8 @@ def _gain(data: DecoderData) -> str:
     )
     if after >= before:
         return f"{said}: it gained nothing that a variant could lose."
+    if data.manifest.original:
+        said += f", the smaller model's is {decimal(data.manifest.reference.get('loss'))}"
     return f"{said}; the gain kept is the share of that way that a variant still goes."
 
 

@@ -16,7 +16,7 @@ from edgelm.compiler.report.text import (
     small,
     three_digits,
 )
-from edgelm.runtime.manifest import Variant
+from edgelm.runtime.manifest import Manifest, Variant
 
 
 def card_parts(data: DecoderData) -> CardParts:
@@ -75,6 +75,8 @@ def _variants(data: DecoderData) -> str:
     head = ["variant", "size, MB", "perplexity", "KL, nats", "same top token", "gain kept"]
     head += ["first token, ms", "prompt tokens/s", "answer tokens/s", "memory, MB"]
     rows = [["reference, fp32", DASH, decimal(reference.get("perplexity")), *[DASH] * 7]]
+    if original := data.manifest.original:  # before it was made smaller
+        rows.insert(0, ["original, fp32", DASH, decimal(original.get("perplexity")), *[DASH] * 7])
     rows += [_variant(v) for v in data.manifest.variants]
     return (
         f"{markdown_table(head, rows)}\n\nThe reference is the Hugging Face model. KL divergence "
@@ -101,8 +103,13 @@ def _variant(v: Variant) -> list[str]:
     ]
 
 
+def tuned_loss(manifest: Manifest) -> float | None:
+    """The loss after the fine-tuning, before the model was made smaller."""
+    return (manifest.original or manifest.reference).get("loss")
+
+
 def _gain(data: DecoderData) -> list[str]:
-    before, after = data.manifest.reference.get("base_loss"), data.manifest.reference.get("loss")
+    before, after = data.manifest.reference.get("base_loss"), tuned_loss(data.manifest)
     if before is None or after is None or after >= before:
         return []
     return [

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from edgelm.compiler.context import Context, as_text
-from edgelm.compiler.training import method, settled
+from edgelm.compiler.training import method, settled, settled_distil
 from edgelm.compiler.tune.floors import Weights
 from edgelm.runtime.examples import Example
 
@@ -43,7 +43,9 @@ def training_s(context: Context, weights: Weights, rate: float) -> float:
 
 def learning_s(context: Context, weights: Weights, rate: float) -> float:
     """About how long a student of that many weights learns from its teacher."""
-    n_tokens = _n_tokens(context, "train") * context.recipe.distil.epochs
+    epochs = settled_distil(context.recipe).epochs
+    assert epochs is not None
+    n_tokens = _n_tokens(context, "train") * epochs
     return 6 * weights.multiplied * n_tokens / (rate * EFFICIENCY)
 
 

@@ -62,13 +62,18 @@ def count_weights(folder: Path, recipe: Recipe) -> Weights:
 
 def resize(config: Any, recipe: Recipe) -> float:
     """Set the config to what pruning leaves; the share that is left for sure of its matrices."""
-    from edgelm.compiler.distil.pruning import shape_of, smaller
-    from edgelm.targets.encoders import names_of
+    from edgelm.compiler.distil.pruning import evenly, is_decoder, names_of, shape_of, smaller
+    from edgelm.targets.decoders import cut_config
 
     if recipe.distil.student is not None:  # of another shape, which is not looked at
         return 0.0
     whole = shape_of(config)
-    left, names = smaller(whole, recipe.prune), names_of(config.model_type)
+    left, names = smaller(whole, recipe.prune), names_of(config)
+    if is_decoder(config):
+        kept = evenly(whole.layers, left.layers)
+        small = cut_config(config, layers=kept, n_groups=left.heads, n_columns=left.ffn)
+        config.update(small.to_dict())
+        return 1.0
     setattr(config, names.n_layers, left.layers)
     setattr(config, names.width, left.ffn)
     return left.heads / whole.heads

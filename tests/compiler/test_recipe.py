@@ -34,6 +34,7 @@ SAMPLES = {  # of leaves that have rules
 NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "adapter": {"task": "text-generation"},
     "data.kind": {"task": "text-generation"},
+    "distil.direction": {"task": "text-generation"},
     "prune.vocab": {"data.train": "t.csv"},
     "prune.vocab_size": {"data.train": "t.csv", "prune.vocab": True},
     "prune.vocab_texts": {"prune.vocab": True},

@@ -164,7 +164,6 @@ def test_rules(keys: dict[str, Any]):
         ({"prune.ffn": 1.5}, "a share under 1, or a whole number"),
         ({"prune.heads": 0.0}, "a share under 1, or a whole number"),
         ({"distil.student": "x"}, "leave distil.student out"),
-        ({"task": "text-generation"}, "is for encoders"),
         ({"data.train": None, "distil.unlabelled": None}, "needs texts"),
         ({"distil.temperature": 0.0}, "must be above 0"),
         ({**WHOLE, "distil.student": "x", "prune.vocab": True}, "whole vocabulary"),

@@ -1,0 +1,185 @@
+"""teach and shrink for generation: the model so far is asked for the distribution of each token
+that the assistant is to say, kept on disk; a smaller one learns from these and takes its place.
+
+B rows, T tokens, N targets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgelm.compiler.chat.asking import score
+from edgelm.compiler.chat.finetune import check_samples
+from edgelm.compiler.chat.oracle import choose_scored
+from edgelm.compiler.chat.packing import IGNORED, collate, single_rows
+from edgelm.compiler.chat.samples import render_all
+from edgelm.compiler.context import Context
+from edgelm.compiler.distil.teacher import ROW, Values, record, token_arrays, token_values
+from edgelm.compiler.distil.trainer import Collate, Loss
+from edgelm.compiler.hf import load_model, load_tokenizer, torch_threads, versions
+from edgelm.compiler.passes.shrink import Shrink, load_student
+from edgelm.compiler.passes.teach import ANSWERS, Teach
+from edgelm.compiler.training import settled_distil
+from edgelm.runtime.engine import BatchLimits
+from edgelm.runtime.errors import ModelError
+from edgelm.runtime.metrics import perplexity
+from edgelm.runtime.runner import plan_batches
+from edgelm.runtime.schema import encode
+
+if TYPE_CHECKING:
+    from edgelm.compiler.distil.pruning import Shape
+
+BATCHES = BatchLimits(max_sequences=8, max_tokens=1024)  # whole logits are in memory at once
+PROBE_TOKENS = 16_384  # that importance is measured on
+PROBE_BATCH = 4
+
+
+class ChatTeach(Teach):
+    """Sets context.taught and .original_metrics: loss and perplexity before."""
+
+    def inputs(self, context: Context) -> dict[str, Any]:
+        assert context.task and context.text and context.chat
+        return {
+            "model": context.model_key,
+            "data": context.chat.digest(),
+            "temperature": settled_distil(context.recipe).temperature,
+            "eval_tokens": context.recipe.verify.eval_tokens,
+            "task": encode(context.task),
+            "text": encode(context.text),
+            "versions": versions("torch", "transformers", "tokenizers"),
+        }
+
+    def run(self, context: Context, folder: Path) -> None:
+        assert context.model_dir and context.task and context.text and context.chat
+        temperature, limit = settled_distil(context.recipe).temperature, context.text.max_tokens
+        assert temperature is not None
+        tokenizer = load_tokenizer(context.model_dir, padded=False)
+        model = load_model(context.model_dir, context.task, new_head=False)
+        train = render_all(context.chat.train, tokenizer, limit)
+        check_samples(train, model, "training", limit)
+        rows = single_rows(train.samples)
+
+        def answer(numbers: Sequence[int]) -> Values:
+            import torch
+
+            batch = collate([rows[i] for i in numbers], context.text.pad_id)  # type: ignore[union-attr]
+            with torch.inference_mode():
+                found, _ = target_logits(model, batch)
+                return token_values(found, temperature)
+
+        lengths = np.array([len(row["input_ids"]) for row in rows], np.int32)
+        held_out = render_all(context.chat.eval, tokenizer, limit)
+        scored = choose_scored(held_out.samples, context.recipe.verify.eval_tokens)
+        with torch_threads(context.recipe.threads):
+            record(
+                folder / ANSWERS,
+                token_arrays(int(model.get_input_embeddings().num_embeddings)),
+                [sum(label != IGNORED for label in row["labels"][1:]) for row in rows],
+                [batch.tolist() for batch in plan_batches(lengths, BATCHES)],
+                answer,
+                context.progress.advance,
+            )
+            np.save(folder / "losses.npy", score(model, scored))
+
+    def load(self, context: Context, folder: Path) -> None:
+        context.taught = folder / ANSWERS
+        losses = np.load(folder / "losses.npy")
+        loss = float(losses.mean(dtype=np.float64))
+        context.original_metrics = {"loss": loss, "perplexity": perplexity(losses)}
+
+
+class ChatShrink(Shrink):
+    """The student learns on the assistant's tokens."""
+
+    def tokenizer(self, context: Context) -> Any:
+        assert context.model_dir is not None
+        return load_tokenizer(context.model_dir, padded=False)
+
+    def rows(self, context: Context, tokenizer: Any) -> list[dict[str, Any]]:
+        assert context.chat and context.text
+        samples = render_all(context.chat.train, tokenizer, context.text.max_tokens).samples
+        return [{**row, ROW: i} for i, row in enumerate(single_rows(samples))]
+
+    def collator(self, context: Context, tokenizer: Any) -> Collate:
+        assert context.text is not None
+        return partial(collate, pad_id=context.text.pad_id)
+
+    def loss(self, context: Context) -> Loss:
+        from torch.nn.functional import cross_entropy
+
+        from edgelm.compiler.distil.losses import token_divergence
+
+        distil = settled_distil(context.recipe)
+        temperature = distil.temperature
+        assert temperature is not None
+
+        def loss(model: Any, inputs: dict[str, Any], said: dict[str, Any]) -> tuple[Any, Any]:
+            found, outputs = target_logits(model, inputs)
+            total = token_divergence(
+                found,
+                said["log_probs"],
+                said.get("ids"),
+                temperature=temperature,
+                direction=distil.direction,
+            )
+            if distil.label_weight:
+                labels = inputs["labels"][:, 1:]
+                given = cross_entropy(found.float(), labels[labels != IGNORED])
+                total = total + distil.label_weight * given
+            return total, outputs
+
+        return loss
+
+    def cut(
+        self, context: Context, model: Any, tokenizer: Any, rows: list[Any], shape: Shape
+    ) -> Any:
+        from edgelm.compiler.distil import pruning
+
+        if pruning.shape_of(model.config) == shape:
+            return model
+        order = np.random.default_rng(context.recipe.seed).permutation(len(rows))
+        picked: list[dict[str, Any]] = []
+        n_tokens = 0
+        for i in order:
+            picked.append({k: v for k, v in rows[i].items() if k != ROW})
+            n_tokens += len(rows[i]["input_ids"])
+            if n_tokens >= PROBE_TOKENS:
+                break
+        picked.sort(key=lambda row: len(row["input_ids"]))
+        put = self.collator(context, tokenizer)
+        batches = (put(picked[at : at + PROBE_BATCH]) for at in range(0, len(picked), PROBE_BATCH))
+        return pruning.keep_best(model, pruning.measure(model, batches, summed_loss), shape)
+
+    def other(self, context: Context, tokenizer: Any, teacher: Any) -> Any:
+        model = load_student(context, tokenizer, padded=False)
+        n, wanted = (m.get_input_embeddings().num_embeddings for m in (model, teacher))
+        if n != wanted:
+            raise ModelError(
+                f"distil.student: it has {n} tokens, the teacher {wanted}",
+                hint="take a student of the teacher's family, or prune the model itself",
+            )
+        return model
+
+
+def target_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    """Logits (N, V) that predict the targets of a batch, and the model's outputs."""
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    outputs = model(**given, use_cache=False)
+    return outputs.logits[:, :-1][batch["labels"][:, 1:] != IGNORED], outputs
+
+
+def summed_loss(outputs: Any, batch: dict[str, Any]) -> Any:
+    """Cross-entropy of the targets."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(
+        outputs.logits[:, :-1].float().flatten(0, 1),
+        batch["labels"][:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
