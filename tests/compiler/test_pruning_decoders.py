@@ -11,6 +11,7 @@ from edgelm.compiler import load_recipe
 from edgelm.compiler.distil import pruning
 from edgelm.compiler.distil.pruning import Importance, Shape
 from edgelm.compiler.hf import load_model
+from edgelm.compiler.tune.floors import count_weights
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.targets.decoders import FAMILIES, FIXED_LAYERS
@@ -122,3 +123,14 @@ def test_what_cannot_be_cut_is_refused_by_name(
     with pytest.raises(ModelError, match=says):
         pruning.check(model.config, load_recipe(None, keys))
     assert set(FAMILIES) > set(FIXED_LAYERS)
+
+
+def test_a_search_knows_how_many_weights_are_left(tmp_path: Path):
+    folder = tiny_decoders.make_decoder(tmp_path / "m", "gemma3")
+    cuts = {"prune.layers": 2, "prune.ffn": 0.5, "prune.heads": 1}
+    keys = {"model": str(folder), "task": "text-generation", "data.train": "x.jsonl", **cuts}
+    found = count_weights(folder, load_recipe(None, keys))
+    model = pruning.keep_layers(load_model(folder, TASK, new_head=False), range(5))
+    importance = Importance(torch.rand(5, 2), torch.rand(5, 128))
+    small = pruning.keep_best(model, importance, Shape(5, 1, 64))
+    assert found.stored == sum(p.numel() for p in small.parameters() if p.ndim == 2)
