@@ -106,6 +106,17 @@ def check(recipe: Recipe) -> None:
     rule(
         q.calibration_texts >= 1, "quantize.calibration_texts", q.calibration_texts, "must be >= 1"
     )
+    if q.smooth is not None:
+        rule(0 <= q.smooth <= 1, "quantize.smooth", q.smooth, "must be 0 to 1")
+        rule(
+            recipe.task != "text-generation", "quantize.smooth", q.smooth,
+            "is for classification and embeddings",
+        )  # fmt: skip
+        rule(
+            d.train is not None, "quantize.smooth", q.smooth,
+            "needs training texts: name them with --train FILE (with --no-train they are not "
+            "trained on)",
+        )  # fmt: skip
     rule(q.imatrix_tokens >= 1, "quantize.imatrix_tokens", q.imatrix_tokens, "must be >= 1")
     r = recipe.recover
     rule(

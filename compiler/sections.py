@@ -257,6 +257,13 @@ class QuantizeConfig:
     calibration_texts: int = option(
         256, "Training texts used for calibration.", flag="--calibration-texts"
     )
+    smooth: float | None = option(
+        None,
+        "Classification and embeddings, onnx:int8 and onnx:int8-static: outliers move from "
+        "activations into weights by this strength, 0 to 1, usually 0.5, as seen on the "
+        "calibration texts (SmoothQuant).",
+        flag="--smooth",
+    )
     device: Literal["any", "vnni"] = option(
         "any",
         "Processors that int8 must answer alike on. `any` keeps weights in 7 bits, so that "

@@ -52,6 +52,7 @@ class Quantization:
     """Options of lowering that a recipe's `quantize` section states."""
 
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    smooth: float | None = None  # how far outliers move from activations into weights
     reduce_range: bool = True  # keep 8-bit weights in 7 bits, so that no CPU's products saturate
     # regular expression, searched in the names of the file's tensors -> their type; first one wins
     tensor_types: Mapping[str, str] = field(default_factory=dict[str, str])

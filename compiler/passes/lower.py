@@ -25,8 +25,10 @@ from edgelm.runtime.schema import decode, encode
 from edgelm.runtime.tokenizer import Text, Tokenizer
 from edgelm.targets import get_target
 from edgelm.targets.base import Lowered, LowerRequest, Quantization, Target
+from edgelm.targets.onnx import SMOOTHED
 
 STATIC = "int8-static"  # the precision that needs calibration texts
+SMOOTHED_SPECS = tuple(f"onnx:{precision}" for precision in SMOOTHED)
 CALIBRATION_LIMITS = BatchLimits(max_sequences=16, max_tokens=2048)
 
 
@@ -50,6 +52,10 @@ def check_target(recipe: Recipe, spec: str) -> None:
         )
     if precision == STATIC and recipe.data.train is None:
         raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
+    smooth = recipe.quantize.smooth
+    if smooth is not None and set(SMOOTHED_SPECS).isdisjoint(recipe.targets):
+        says = f"is for the targets {' and '.join(SMOOTHED_SPECS)}"
+        raise RecipeError(f"quantize.smooth: {smooth!r}: {says}")
     check_matrix(recipe, spec)
     check_auto(recipe, spec)
     if name == "gguf":
@@ -92,8 +98,17 @@ class Lower(Pass):
             "packages": versions(*_packages(get_target(self.target), recipe.task)),
             "imatrix": context.digests["imatrix"] if uses_matrix(recipe, self.spec) else None,
             **(_gguf_inputs(recipe) if self.target == "gguf" else {}),
+            **self._smooth(context),
             **self._auto(context),
         }
+
+    def _smooth(self, context: Context) -> dict[str, Any]:
+        """What decides which outliers move."""
+        quantize = context.recipe.quantize
+        if quantize.smooth is None or self.spec not in SMOOTHED_SPECS:
+            return {}
+        seen = [context.digests["reference"], context.recipe.seed, quantize.calibration_texts]
+        return {"smooth": [quantize.smooth, *seen]}
 
     def _auto(self, context: Context) -> dict[str, Any]:
         """What decides the roundings of a variant whose types were chosen."""
@@ -124,6 +139,7 @@ class Lower(Pass):
             folder=folder,
             quantization=Quantization(
                 calibration=quantize.calibration,
+                smooth=quantize.smooth,
                 reduce_range=quantize.device == "any",
                 tensor_types=quantize.tensor_types,
             ),

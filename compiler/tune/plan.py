@@ -12,7 +12,7 @@ from edgelm.compiler.hf import require_compile_extra
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.allocate import SPEC as AUTO
 from edgelm.compiler.passes.intake import read_source
-from edgelm.compiler.passes.lower import check_target
+from edgelm.compiler.passes.lower import SMOOTHED_SPECS, check_target
 from edgelm.compiler.pipeline import cache_root, steps
 from edgelm.compiler.recipe import Recipe, with_overrides
 from edgelm.compiler.recover.settings import recovery
@@ -274,6 +274,8 @@ def for_targets(recipe: Recipe, specs: list[str]) -> Recipe:
         del changes["verify.limits"]
     if AUTO not in specs and recipe.quantize.auto_size is not None:  # which is for that alone
         changes["quantize.auto_size"] = None
+    if recipe.quantize.smooth is not None and set(SMOOTHED_SPECS).isdisjoint(specs):
+        changes["quantize.smooth"] = None
     return with_overrides(recipe, changes, ORIGIN)
 
 

@@ -2,7 +2,7 @@
 
 Classification and embeddings, by encoders, and by decoders that give vectors:
     lower.py      the compile-time half: export, fuse, quantize (by quantize, static, blockwise or
-                  half), store
+                  half; smooth before), store
     engine.py     the run-time half; it imports onnxruntime and numpy, nothing else
 Generation:
     genai.py      the compile-time half, on onnxruntime-genai's model builder
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgelm.targets.grid import Grids
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int4")
+SMOOTHED = ("int8", "int8-static")  # whose activations can lose their outliers to the weights
 DECODER_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 

@@ -10,12 +10,13 @@ import onnx_ir as ir
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.base import Lowered, LowerRequest
 from edgelm.targets.causal import is_causal
-from edgelm.targets.onnx import PRECISIONS
+from edgelm.targets.onnx import PRECISIONS, SMOOTHED
 from edgelm.targets.onnx.blockwise import quantize_gated, quantize_whole_texts
 from edgelm.targets.onnx.export import OPSET, export
 from edgelm.targets.onnx.fuse import Weights, fuse
 from edgelm.targets.onnx.half import halve_weights
 from edgelm.targets.onnx.quantize import quantize_dynamic
+from edgelm.targets.onnx.smooth import smooth
 from edgelm.targets.onnx.static import quantize_static
 from edgelm.targets.onnx.store import store
 
@@ -35,6 +36,9 @@ def lower(request: LowerRequest) -> Lowered:
     if precision in _WEIGHTS and is_causal(request.model_dir):
         quantize_gated(model)
         engine["onnxruntime"] = BLOCKWISE
+    if precision in SMOOTHED and request.quantization.smooth is not None:
+        request.report("smoothing")
+        smooth(model, request.calibration, request.quantization.smooth)
     if precision == "fp16":
         halve_weights(model)
     elif precision == "int8":

@@ -86,6 +86,25 @@ def calibrate(
     return {name: s.clipped(method) for name, s in seen.items()}
 
 
+def channel_peaks(
+    model: ir.Model, names: Iterable[str], batches: Batches
+) -> dict[str, NDArray[np.float32]]:
+    """The largest magnitude (K,) of each channel of each named tensor. Raises ModelError when there
+    is no batch."""
+    peaks: dict[str, NDArray[np.float32]] = {}
+    wanted = dict.fromkeys(names)
+    session = _session_with_outputs(model, tuple(wanted))
+    for tensors in _tensors(session, batches, wanted):
+        for name, x in tensors.items():
+            seen = np.abs(x).reshape(-1, x.shape[-1]).max(axis=0)
+            peaks[name] = np.maximum(peaks[name], seen) if name in peaks else seen
+    if peaks.keys() != wanted.keys():
+        raise ModelError(
+            "smoothing needs calibration texts, there are none", hint="give training data"
+        )
+    return peaks
+
+
 def least_divergent(counts: NDArray[np.float64]) -> float:
     """counts of |x| from zero on -> share of the bins to keep, by smallest KL divergence."""
     best, share = np.inf, 1.0
@@ -116,7 +135,8 @@ def _session_with_outputs(model: ir.Model, names: tuple[str, ...]) -> ort.Infere
     try:
         data = serialize(model)
     finally:
-        del graph.outputs[len(own) :]
+        while len(graph.outputs) > len(own):  # deleting a slice leaves the values marked as outputs
+            graph.outputs.pop()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

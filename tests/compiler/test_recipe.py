@@ -40,6 +40,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "prune.vocab_texts": {"prune.vocab": True},
     "prune.sparsity": {"data.train": "t.csv"},
     **{f"prune.{part}": {"data.train": "t.csv"} for part in ("layers", "heads", "ffn")},
+    "quantize.smooth": {"data.train": "t.csv"},
     "distil.student": {"data.train": "t.csv"},
     "distil.unlabelled": {"prune.layers": 1.0},
 }
@@ -161,6 +162,8 @@ WRONG = [
     ("model: m\nlora: {alpha: 0}", "lora.alpha: 0: must be at least 1"),
     ("model: m\nlora: {dropout: 1}", "lora.dropout: 1.0: must be"),
     ("model: m\nquantize: {calibration_texts: 0}", "quantize.calibration_texts: 0: must be"),
+    ("model: m\nquantize: {smooth: 2}", "quantize.smooth: 2.0: must be 0 to 1"),
+    ("model: m\nquantize: {smooth: 0.5}", "quantize.smooth: 0.5: needs training texts"),
     ("model: m\nquantize: {imatrix_tokens: 0}", "quantize.imatrix_tokens: 0: must be"),
     ("model: m\nquantize: {tensor_types: {ffn: q6_kk}}", "types.ffn: 'q6_kk': is no tensor type"),
     ("model: m\nquantize: {tensor_types: {'ffn(': q6_k}}", "'ffn(': is no regular expression"),

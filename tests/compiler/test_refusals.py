@@ -59,6 +59,11 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatc
     ("keys", "error", "says"),
     [
         ({"targets": ["onnx:int8-static"]}, edgelm.RecipeError, "needs training data"),
+        (
+            {"targets": ["gguf:q8_0"], "data.train": "FILE", "quantize.smooth": 0.5},
+            edgelm.RecipeError,
+            "is for the targets onnx:int8 and onnx:int8-static",
+        ),
         ({"output": "FILE/x.edgelm"}, edgelm.StorageError, "a part of the path is"),
         ({"output": "n" * 300}, edgelm.StorageError, "the name is too long"),
     ],
