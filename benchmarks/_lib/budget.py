@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from _lib.rounds import environment
 
 MAX_MB, MAX_DROP = 8.0, 1.5
 MAX_MINUTES = 60
+LEAST_SHARE = 0.8  # of the search's time in trainings: what else it costs is little
 # What one gets of the same fine-tuned model without a search: the formats' own quantizers.
 PLAIN = ("onnx:int8", "gguf:q4_0", "gguf:q2_k")
 
@@ -35,11 +37,12 @@ def section(state: Path, data: Data, extra: Sequence[str]) -> str:
     plan = _tune([*arguments, "--dry-run"])
     started = time.monotonic()
     found = _tune(arguments)
-    minutes = (time.monotonic() - started) / 60
-    trained = len(list((folder / "cache").glob("finetune/*/history.json")))
+    seconds = time.monotonic() - started
+    histories = (folder / "cache").glob("finetune/*/history.json")
+    trained = [json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in histories]
     flags = ["--recover", "none", *extra]
     plain = compile_bundle(state, data, "banking77-plain", PLAIN, flags, fresh=False)
-    return _render(plan, found, minutes, trained, plain)
+    return _render(plan, found, seconds, trained, plain)
 
 
 def _tune(arguments: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +54,11 @@ def _tune(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _render(
-    plan: dict[str, Any], found: dict[str, Any], minutes: float, trained: int, plain: Compiled
+    plan: dict[str, Any],
+    found: dict[str, Any],
+    seconds: float,
+    trained: Sequence[float],
+    plain: Compiled,
 ) -> str:
     rows = [
         [
@@ -71,18 +78,19 @@ def _render(
         )
     best = next((p for p in found["points"] if p["name"] == found["best"]), None)
     n_made = sum(p["size_bytes"] is not None for p in found["points"])
-    size = "none" if best is None else f"{best['size_bytes'] / 1e6:.2f} MB"
-    drop = "none" if best is None else f"{best['drop_points']:.2f} points"
+    mb = math.inf if best is None else best["size_bytes"] / 1e6
+    drop = math.inf if best is None else best["drop_points"]
+    minutes, share = seconds / 60, sum(trained) / seconds
     goals = [
-        Goal(f"best point within {MAX_MB:g} MB", f"<= {MAX_MB:g} MB", size, best is not None),
-        Goal("its drop", f"<= {MAX_DROP} points", drop, best is not None),
+        Goal("best point's size", f"<= {MAX_MB:g} MB", f"{mb:.2f} MB", mb <= MAX_MB),
+        Goal("its drop", f"<= {MAX_DROP} points", f"{drop:.2f} points", drop <= MAX_DROP),
         Goal(
             "the whole search", f"<= {MAX_MINUTES} minutes", f"{minutes:.0f} minutes",
             minutes <= MAX_MINUTES,
         ),
         Goal(
-            "cost grows with trainings: trainings and points made", "fewer trainings",
-            f"{trained} trainings, {n_made} points", trained < n_made,
+            f"share of its time in {len(trained)} trainings, beside {n_made} points made",
+            f">= {LEAST_SHARE:.0%}", f"{share:.0%}", share >= LEAST_SHARE,
         ),
     ]  # fmt: skip
     said = [
@@ -90,7 +98,8 @@ def _render(
         f"{MAX_MB:g}MB --max-drop {MAX_DROP} --vary targets --vary vocabulary --time-budget "
         f"{MAX_MINUTES}m`, from an empty cache. The plan said: {len(plan['points'])} points, "
         f"{plan['trainings']} trainings, {plan['seconds'] / 60:.0f} minutes at most. Drops are "
-        "against the model with nothing left out, which is trained for that alone.",
+        "against the model with nothing left out, which is trained for that alone. Points are "
+        "chosen on the evaluation texts, which are the test texts here.",
         "",
         "- plain: the same model with its whole vocabulary, by the formats' own quantizers, "
         "nothing searched or recovered; the smallest that they have",
