@@ -12,7 +12,7 @@ from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.intake import has_head
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import default_max_tokens, is_trained
-from edgelm.runtime.errors import ModelError
+from edgelm.runtime.errors import ModelError, RecipeError
 from edgelm.runtime.manifest import Pooling, Task, TextLimits
 from edgelm.targets.causal import check_pooling, is_causal
 
@@ -31,6 +31,7 @@ class Prepare(Pass):
         recipe, source = context.recipe, context.source
         assert source is not None
         check_cuts(recipe, source)
+        check_smooth(recipe, source)
         context.data = data = load_dataset(
             recipe.data,
             task=recipe.task,
@@ -62,6 +63,16 @@ def check_cuts(recipe: Recipe, source: Source) -> None:
     from edgelm.compiler.distil.pruning import check
 
     check(AutoConfig.from_pretrained(source.folder, trust_remote_code=False), recipe)
+
+
+def check_smooth(recipe: Recipe, source: Source) -> None:
+    """Raise RecipeError where no outlier could be moved: a decoder's norms have no place for it."""
+    smooth = recipe.quantize.smooth
+    if smooth is not None and is_causal(source.folder):
+        raise RecipeError(
+            f"quantize.smooth: {smooth!r}: is for encoders; {source.folder} is a decoder",
+            hint="leave quantize.smooth (--smooth) out",
+        )
 
 
 def _model_labels(recipe: Recipe, source: Source) -> tuple[str, ...] | None:

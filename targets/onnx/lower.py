@@ -38,7 +38,11 @@ def lower(request: LowerRequest) -> Lowered:
         engine["onnxruntime"] = BLOCKWISE
     if precision in SMOOTHED and request.quantization.smooth is not None:
         request.report("smoothing")
-        smooth(model, request.calibration, request.quantization.smooth)
+        if not smooth(model, request.calibration, request.quantization.smooth):
+            raise ModelError(
+                "smoothing: none of this model's linear layers stands behind what could be divided",
+                hint="compile without quantize.smooth (--smooth)",
+            )
     if precision == "fp16":
         halve_weights(model)
     elif precision == "int8":

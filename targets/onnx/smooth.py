@@ -32,7 +32,7 @@ _LEAST = 1e-5  # of a channel's divisor
 
 def smooth(model: ir.Model, batches: Batches, strength: float) -> int:
     """Move outliers in place, by what `batches` show; how many inputs of linear layers were
-    changed. Raises ModelError when there is no batch."""
+    changed, 0 where nothing can take a division along. Raises ModelError when there is no batch."""
     graph = model.graph
     groups: dict[str, list[LinearNode]] = {}  # query, key and value share their input
     for linear in linears(graph):

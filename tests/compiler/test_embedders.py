@@ -108,9 +108,17 @@ def test_what_is_said_of_it(run_cli: Callable[..., object], bundle: Bundle) -> N
         ({"pooling": "cls"}, edgelm.ModelError, "first token sees nothing but itself"),
         ({"train.method": "lora"}, edgelm.RecipeError, "embeddings are compiled as they are"),
         ({"adapter": "lora"}, edgelm.RecipeError, "merge the adapter into the model before"),
+        (
+            {"quantize.smooth": 0.5, "targets": ["onnx:int8"], "data.train": "TEXTS"},
+            edgelm.RecipeError,
+            "is for encoders",
+        ),
     ],
 )
 def test_refused(overrides, error, says: str, model_dir: Path, tmp_path: Path) -> None:
+    if "data.train" in overrides:
+        texts = write_csv(tmp_path / "train.csv", labelled_rows(4))
+        overrides = {**overrides, "data.train": str(texts)}
     with pytest.raises(error, match=says):
         compile(load_recipe(None, keys(model_dir, tmp_path, **overrides)))
 

@@ -18,6 +18,7 @@ from edgelm.compiler.tune.axes import AXES, TARGETS, models, targets
 from edgelm.compiler.tune.budget import Figures, drop_points, read_budget
 from edgelm.compiler.tune.floors import count_weights
 from edgelm.compiler.tune.front import pareto_front
+from edgelm.compiler.tune.plan import for_targets
 from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes, show_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.targets import get_target
@@ -150,3 +151,17 @@ def test_what_the_recipe_states_is_not_varied() -> None:
     assert [changes for _, changes, _ in models(fixed, decoder=False)] == [{}]
     in_python = Recipe(model="m", targets=["gguf:q8_0"])
     assert targets(in_python) == ["gguf:q8_0"]
+
+
+def test_what_is_for_other_targets_is_left_out_of_a_point() -> None:
+    specs = ["onnx:int8", "gguf:auto", "gguf:q8_0"]
+    stated = {"quantize.smooth": 0.5, "quantize.auto_size": "9MB", "data.train": "t.csv"}
+    limits = {"verify.limits": {"gguf:q8_0": {"max_drop": 0.01}}}
+    recipe = load_recipe(None, {"model": "m", "targets": specs, **stated, **limits})
+    for spec, smooth, size, n_limits in (
+        ("onnx:int8", 0.5, None, 0), ("gguf:auto", None, "9MB", 0), ("gguf:q8_0", None, None, 1),
+    ):  # fmt: skip
+        own = for_targets(recipe, [spec])
+        assert own.targets == [spec]
+        assert (own.quantize.smooth, own.quantize.auto_size) == (smooth, size)
+        assert len(own.verify.limits) == n_limits

@@ -9,10 +9,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import tiny
+import tiny_decoders
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from edgelm.runtime.engine import EngineOptions, TokenBatch
+from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
 from edgelm.targets import get_target
 from edgelm.targets.base import LowerRequest, Quantization
@@ -90,3 +92,13 @@ def test_8_bits_lose_less_with_outliers(
         for s in (None, 0.5)
     )
     assert smoothed < plain / 2
+
+
+def test_nothing_to_smooth_is_said(tmp_path: Path) -> None:
+    folder = tiny_decoders.make_embedder(tmp_path / "hf", num_hidden_layers=1)
+    task = Task("feature-extraction", pooling="last", dimensions=64)
+    out = tmp_path / "out"
+    out.mkdir()
+    request = LowerRequest(folder, task, TEXT, "int8", out, Quantization(smooth=0.5))
+    with pytest.raises(ModelError, match="none of this model's linear layers"):
+        get_target("onnx").lower(request)
