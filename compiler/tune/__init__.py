@@ -3,7 +3,8 @@
 `axes.py` is the table of what may be varied. `plan.py` lays out the points before anything is
 trained: `floors.py` knows the least size that each can have, `effort.py` about how long it takes.
 `search.py` makes the points through the ordinary passes and their cache, and leaves one as soon as
-it misses a bound for sure. `budget.py` judges, `front.py` compares, `show.py` says what was found.
+it misses a bound for sure; `turns.py` shares them among processes. `budget.py` judges, `front.py`
+compares, `show.py` says what was found.
 """
 
 from __future__ import annotations

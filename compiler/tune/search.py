@@ -4,24 +4,20 @@ What several points share is made once, and a search that was stopped goes on fr
 point is left as soon as it misses a bound: after lowering by its size, after verification by its
 quality. What is left is measured at the end, when nothing else runs.
 
-Several processes, also on other machines, may run the same search on one cache: each takes models
-that no other has taken, and finds the others' stages when it comes to them.
+Several processes may run the same search: turns.py.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from edgelm.compiler.cache import StageCache, digest
 from edgelm.compiler.context import VariantState
 from edgelm.compiler.machine import machine_id
 from edgelm.compiler.packing import manifest_variant
 from edgelm.compiler.pipeline import steps
-from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.tune.budget import (
     Figures,
     drop_points,
@@ -32,6 +28,7 @@ from edgelm.compiler.tune.budget import (
 )
 from edgelm.compiler.tune.front import pareto_front
 from edgelm.compiler.tune.plan import Model, Plan, Point
+from edgelm.compiler.tune.turns import in_turns, taken
 from edgelm.runtime.errors import (
     ModelError,
     RecipeError,
@@ -40,7 +37,6 @@ from edgelm.runtime.errors import (
 )
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.progress import Progress
-from edgelm.runtime.schema import encode
 
 MEASURE_S = 6.0  # of the time budget, kept for each point that is to be measured
 HOPELESS_POINTS = 1.0  # so far over a bound, a reference has no variant that meets it
@@ -294,38 +290,3 @@ def at_least(point: Point) -> Figures:
     if point.figures.size_bytes is not None:
         return point.figures
     return replace(point.figures, size_bytes=point.floor_bytes)
-
-
-def in_turns(cache: StageCache, recipe: Recipe, models: Sequence[Model]) -> Iterator[Model]:
-    """Each model while no other process has it; those that another has come last."""
-    waiting, wait = list(models), False
-    while waiting:
-        later: list[Model] = []
-        for model in waiting:
-            with taken(cache, ["model", encode(recipe), model.name], wait=wait) as is_mine:
-                if is_mine:
-                    yield model
-                else:
-                    later.append(model)
-            wait = False
-        wait = len(later) == len(waiting)  # all are with others
-        waiting = later
-
-
-@contextmanager
-def taken(cache: StageCache, what: object, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of `what` on the cache; yields whether it is held, True with `wait`."""
-    from filelock import FileLock, Timeout
-
-    folder = cache.root / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{digest(what)}.lock")
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
