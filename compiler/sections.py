@@ -401,6 +401,13 @@ class BudgetConfig:
         None, "After this time nothing more is begun, and the best so far is taken: 60m, 2h.",
         flag="--time-budget",
     )  # fmt: skip
+    halving: int = option(
+        3,
+        "Begin all trainings with few epochs, keep the best of so many, train these so many times "
+        "longer, and so on; 1 trains every model in full. Where latency and memory are free, the "
+        "model with least left out is trained in full before.",
+        flag="--halving",
+    )
     device_profile: str | None = option(
         None,
         "A file of `edgelm profile`, made on another device, whose latency and memory are taken "

@@ -1,19 +1,21 @@
 """The search for the best variant that meets a recipe's budget.
 
-`axes.py` is the table of what may be varied. `plan.py` lays out the points before anything is
-trained: `floors.py` knows the least size that each can have, `effort.py` about how long it takes.
-`search.py` makes the points through the ordinary passes and their cache, and leaves one as soon as
-it misses a bound for sure; `turns.py` shares them among processes. `budget.py` judges, `front.py`
-compares, `show.py` says what was found.
+`axes.py` is the table of what may be varied. `plan.py` lays out the points (`space.py`) before
+anything is trained: `floors.py` knows the least size that each can have, `effort.py` about how long
+it takes. `search.py` makes the points through the ordinary passes and their cache (`points.py`),
+and leaves one as soon as it misses a bound for sure. `halving.py` says how many trainings go how
+far, `drafts.py` what a short one shows; `turns.py` shares the work among processes. `budget.py`
+judges, `front.py` compares, `show.py` says what was found.
 """
 
 from __future__ import annotations
 
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.report.data import Search
-from edgelm.compiler.tune.plan import Plan, make_plan
+from edgelm.compiler.tune.plan import make_plan
 from edgelm.compiler.tune.search import Found, search
 from edgelm.compiler.tune.show import found_report, no_point_error, plan_text
+from edgelm.compiler.tune.space import Plan
 from edgelm.runtime.progress import Progress
 
 

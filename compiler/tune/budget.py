@@ -83,6 +83,11 @@ class Budget:
         """Whether there is a demand of that name."""
         return any(b.name == name for b in self.bounds)
 
+    @property
+    def has_costs(self) -> bool:
+        """Whether there is a demand that is known once a variant was measured."""
+        return self.has("max_latency") or self.has("max_memory")
+
 
 def read_budget(recipe: Recipe) -> Budget:
     """The budget of a recipe, whose rules have been checked."""

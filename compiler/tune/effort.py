@@ -51,7 +51,11 @@ def learning_s(context: Context, weights: Weights, rate: float) -> float:
 
 def variant_s(context: Context, weights: Weights, rate: float) -> float:
     """About how long one variant takes to be made, verified and measured."""
-    return VARIANT_S + 2 * weights.multiplied * _n_tokens(context, "eval") / (rate * EFFICIENCY)
+    operations = 2 * weights.multiplied * _n_tokens(context, "eval")
+    recover = context.recipe.recover
+    if recover.method == "train":
+        operations += 6 * weights.multiplied * _n_tokens(context, "train") * recover.epochs
+    return VARIANT_S + operations / (rate * EFFICIENCY)
 
 
 def _n_tokens(context: Context, split: str) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from edgelm.compiler.cache import StageCache, digest
 from edgelm.compiler.context import Context
@@ -12,15 +11,17 @@ from edgelm.compiler.hf import require_compile_extra
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.allocate import SPEC as AUTO
 from edgelm.compiler.passes.intake import read_source
-from edgelm.compiler.passes.lower import SMOOTHED_SPECS, check_target
+from edgelm.compiler.passes.lower import check_target
 from edgelm.compiler.pipeline import cache_root, steps
 from edgelm.compiler.recipe import Recipe, with_overrides
 from edgelm.compiler.recover.settings import recovery
 from edgelm.compiler.sections import DistilConfig
+from edgelm.compiler.training import is_trained
 from edgelm.compiler.tune.axes import Overrides, is_stated, models, targets
 from edgelm.compiler.tune.budget import Budget, Figures, read_budget
 from edgelm.compiler.tune.effort import learning_s, products_per_s, training_s, variant_s
 from edgelm.compiler.tune.floors import Weights, count_weights, least_bytes
+from edgelm.compiler.tune.space import ORIGIN, Model, Plan, Point, Training, for_targets, fresh
 from edgelm.runtime.errors import (
     ModelError,
     RecipeError,
@@ -28,110 +29,9 @@ from edgelm.runtime.errors import (
     UsageError,
     VerificationError,
 )
-from edgelm.runtime.profile import DeviceProfile, read_profile
+from edgelm.runtime.profile import read_profile
 from edgelm.runtime.progress import Progress
-from edgelm.runtime.schema import encode
 from edgelm.targets.causal import is_causal
-
-ORIGIN = "edgelm tune"  # of the values that a search chose
-State = Literal["open", "made", "meets", "misses", "unknown", "failed", "untried", "needless"]
-
-
-@dataclass
-class Point:
-    """One variant of one model: a recipe, and what is known of it."""
-
-    model: str  # name of the model
-    spec: str  # TARGET:PRECISION
-    recipe: Recipe  # that compiles it alone, with no budget
-    floor_bytes: int  # its size is at least this
-    figures: Figures = field(default_factory=Figures)
-    state: State = "open"
-    reason: str = ""  # why it is not open, nor meets the budget
-
-    @property
-    def name(self) -> str:
-        """`vocabulary 4000, onnx:int8`"""
-        return f"{self.model}, {self.spec}"
-
-    @property
-    def variant(self) -> str:
-        """`onnx-int8`"""
-        return self.spec.replace(":", "-")
-
-    def close(self, state: State, reason: str) -> None:
-        """Nothing more is done for this point."""
-        self.state, self.reason = state, reason
-
-
-@dataclass
-class Model:
-    """What the points share that differ in their variants alone."""
-
-    name: str
-    context: Context  # of the passes before the training
-    points: list[Point]
-    place: tuple[int, ...]  # on the axes; larger leaves out more
-    trainings: list[tuple[str, float]]  # key of each that has to be run, and about how long
-    variant_s: float  # about, of each point
-
-    @property
-    def train_s(self) -> float:
-        """About how long its trainings take."""
-        return sum(seconds for _, seconds in self.trainings)
-
-    @property
-    def open_points(self) -> list[Point]:
-        """Those that may meet the budget."""
-        return [p for p in self.points if p.state == "open"]
-
-    def passes(self) -> list[Pass]:
-        """The passes to the model that is lowered, of which the context's recipe is told."""
-        specs = [p.spec for p in self.open_points] or [self.points[0].spec]
-        self.context.recipe = for_targets(self.context.recipe, specs)
-        return steps(self.context.recipe).model
-
-    def close(self, state: State, reason: str) -> None:
-        """Nothing more is done for its open points."""
-        for point in self.open_points:
-            point.close(state, reason)
-
-
-@dataclass
-class Plan:
-    """A search that has not begun."""
-
-    recipe: Recipe
-    budget: Budget
-    profile: DeviceProfile | None
-    models: list[Model]  # the one with nothing left out first
-
-    @property
-    def points(self) -> list[Point]:
-        """All points, in the order in which they are made."""
-        return [p for model in self.models for p in model.points]
-
-    @property
-    def needs_full(self) -> bool:
-        """Whether the model with nothing left out is needed as the reference of drops."""
-        return self.budget.has("max_drop") and any(m.open_points for m in self.models)
-
-    @property
-    def to_make(self) -> list[Model]:
-        """The models that are made."""
-        first = self.models[0] if self.needs_full else None
-        return [m for m in self.models if m.open_points or m is first]
-
-    @property
-    def trainings(self) -> dict[str, float]:
-        """Those that have to be run, each once, and about how long they take."""
-        return dict(training for model in self.to_make for training in model.trainings)
-
-    @property
-    def seconds(self) -> float:
-        """About how long the search takes, when no point falls out on the way."""
-        variants = sum(m.variant_s * len(m.open_points) for m in self.to_make)
-        return variants + sum(self.trainings.values())
 
 
 def make_plan(recipe: Recipe, progress: Progress) -> Plan:
@@ -229,29 +129,29 @@ def lay_out(
     )
 
 
-def trainings(context: Context, weights: Weights, rate: float) -> list[tuple[str, float]]:
-    """Key of each training of the model that is not kept, and about how long it takes."""
+def trainings(context: Context, weights: Weights, rate: float) -> list[Training]:
+    """Those of the model."""
     assert context.source is not None
-    scratch = replace(
-        context, progress=Progress("quiet"), notes=[], digests=dict(context.digests), variants={}
-    )
+    scratch = replace(fresh(context, context.recipe), progress=Progress("quiet"))
     whole = with_overrides(
         context.recipe, {f"prune.{k}": None for k in ("layers", "heads", "ffn")}, ORIGIN
     )
-    found: list[tuple[str, float]] = []
+    found: list[Training] = []
     before = f"{context.source.digest} {context.recipe.seed}"
     known = True  # whether all so far is kept, so that what comes next can be looked up
     for step in steps(context.recipe).model:
         known = known and is_kept(step, scratch)
         if known:
             step.execute(scratch)
-        elif step.name == "finetune":
+        if step.name == "finetune" and is_trained(context.recipe):
             full = count_weights(context.source.folder, replace(whole, distil=DistilConfig()))
-            found.append((before, training_s(context, full, rate)))
+            seconds = 0.0 if known else training_s(context, full, rate)
+            found.append(Training(before, seconds))
         elif step.name == "shrink":
             prune, student = context.recipe.prune, context.recipe.distil.student
             cuts = [prune.layers, prune.heads, prune.ffn, student]
-            found.append((f"{before} {cuts}", learning_s(context, weights, rate)))
+            seconds = 0.0 if known else learning_s(context, weights, rate)
+            found.append(Training(f"{before} {cuts}", seconds))
     return found
 
 
@@ -261,22 +161,6 @@ def is_kept(step: Pass, context: Context) -> bool:
     return inputs is None or (
         context.cache.find(step.name, context.cache.key(step.name, inputs)) is not None
     )
-
-
-def for_targets(recipe: Recipe, specs: list[str]) -> Recipe:
-    """The recipe for these targets alone."""
-    own = encode(recipe.verify.limits)
-    changes: dict[str, Any] = {
-        "targets": specs,
-        "verify.limits": {spec: limits for spec, limits in own.items() if spec in specs},
-    }
-    if changes["verify.limits"] == own:
-        del changes["verify.limits"]
-    if AUTO not in specs and recipe.quantize.auto_size is not None:  # which is for that alone
-        changes["quantize.auto_size"] = None
-    if recipe.quantize.smooth is not None and set(SMOOTHED_SPECS).isdisjoint(specs):
-        changes["quantize.smooth"] = None
-    return with_overrides(recipe, changes, ORIGIN)
 
 
 def _auto_size(recipe: Recipe) -> Overrides:

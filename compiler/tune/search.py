@@ -2,7 +2,8 @@
 
 What several points share is made once, and a search that was stopped goes on from the cache. A
 point is left as soon as it misses a bound: after lowering by its size, after verification by its
-quality. What is left is measured at the end, when nothing else runs.
+quality. Many trainings are begun with few epochs, and the promising ones done in full. What is left
+is measured at the end, when nothing else runs.
 
 Several processes may run the same search: turns.py.
 """
@@ -11,31 +12,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from edgelm.compiler.context import VariantState
 from edgelm.compiler.machine import machine_id
-from edgelm.compiler.packing import manifest_variant
-from edgelm.compiler.pipeline import steps
+from edgelm.compiler.tune import points
 from edgelm.compiler.tune.budget import (
     Figures,
     drop_points,
-    latency_ms,
     loss_of,
     quality_name,
     quality_value,
 )
+from edgelm.compiler.tune.drafts import rate
 from edgelm.compiler.tune.front import pareto_front
-from edgelm.compiler.tune.plan import Model, Plan, Point
-from edgelm.compiler.tune.turns import in_turns, taken
-from edgelm.runtime.errors import (
-    ModelError,
-    RecipeError,
-    TargetUnavailable,
-    VerificationError,
-)
-from edgelm.runtime.manifest import Measured
+from edgelm.compiler.tune.halving import Rung, rungs
+from edgelm.compiler.tune.space import Model, Plan, Point, groups
+from edgelm.compiler.tune.turns import Attempt, in_turns, part_name, taken
+from edgelm.runtime.errors import ModelError, RecipeError, TargetUnavailable, VerificationError
 from edgelm.runtime.progress import Progress
 
 MEASURE_S = 6.0  # of the time budget, kept for each point that is to be measured
@@ -80,20 +75,26 @@ class _Search:
         self.quality = ""
         self.reference: float | None = None
         self.values: dict[str, float] = {}  # of the models' references
+        self.promises: dict[str, float] = {}  # of models, after a part of their epochs
+        self.behind: dict[str, str] = {}  # model -> why it is not trained on
         self.pace: float | None = None  # seconds of the last training, for each one estimated
 
     def run(self) -> Found:
         plan = self.plan
         cache = plan.models[0].context.cache
-        for model in in_turns(cache, plan.recipe, plan.to_make):
-            self.make(model)
+        for batch in self.batches():
+            for attempt in in_turns(cache, plan.recipe, batch):
+                if attempt.part == 1:
+                    self.make(attempt.model)
+                else:
+                    self.rate(attempt)
         for point in plan.points:  # some were made before the reference was known
             self.judge(point)
         with taken(cache, ["measure", machine_id()]):
             for model in plan.models:
                 for point in model.points:
                     if point.state == "made":
-                        self.measure(point, model)
+                        points.measure(point, model.context, plan.profile)
         for point in plan.points:
             self.conclude(point)
         met = [p for p in plan.points if p.state == "meets"]
@@ -105,6 +106,63 @@ class _Search:
             front=self.front(),
             seconds=self.clock() - self.started,
         )
+
+    def batches(self) -> Iterator[list[Attempt]]:
+        """What is to be tried next; which that is depends on how the batches before it went."""
+        plan = self.plan
+        first = plan.at_once
+        yield [Attempt(m) for m in first]
+        rest = [m for m in plan.to_make if m not in first and not self.is_needless(m)]
+        trained, behind = groups(rest), list[list[Model]]()
+        for rung in rungs(len(trained), plan.recipe.budget.halving):
+            yield [Attempt(group[0], rung.part) for group in trained]
+            trained, lost = self.compare(trained, rung)
+            behind = lost + behind
+        kept = [m for group in trained for m in group]
+        yield [Attempt(m) for m in rest if m in kept or not m.trainings]
+        for group in behind:
+            if any(p.state == "made" for p in plan.points):
+                for model in group:
+                    model.close("behind", self.behind[group[0].name])
+            else:
+                yield [Attempt(m) for m in group]
+
+    def rate(self, attempt: Attempt) -> None:
+        """What the model promises after a part of its epochs."""
+        model = attempt.model
+        if self.is_needless(model) or not self.has_time_for(model, attempt.part):
+            return
+        self.progress.note(f"{attempt.name}: what it promises")
+        began = self.clock()
+        try:
+            rated = rate(model, attempt.part, self.plan)
+        except (ModelError, VerificationError) as err:
+            model.close("failed", err.message)
+            return
+        if self.pace is None and model.train_s:
+            self.pace = (self.clock() - began) / (model.train_s * float(attempt.part))
+        if rated is not None:
+            self.quality, self.promises[model.name] = rated
+
+    def compare(
+        self, trained: list[list[Model]], rung: Rung
+    ) -> tuple[list[list[Model]], list[list[Model]]]:
+        """Groups of models that are trained on, in their order, and those that are not, the more
+        promising first; without those of which no point is open."""
+        for group in trained:  # variants of the same trainings have the same sizes
+            closed = {p.spec: p for p in group[0].points if p.state != "open"}
+            for point in (p for m in group[1:] for p in m.open_points if p.spec in closed):
+                point.close(closed[point.spec].state, closed[point.spec].reason)
+        left = [g for g in trained if g[0].open_points and g[0].name in self.promises]
+        left.sort(key=lambda g: loss_of(self.quality, self.promises[g[0].name]))
+        kept, lost = left[: rung.n_kept], left[rung.n_kept :]
+        for place, group in enumerate(lost, rung.n_kept + 1):
+            value = self.promises[group[0].name]
+            self.behind[group[0].name] = (
+                f"{self.quality} {value:.4f} after {part_name(rung.part)}, place {place} of "
+                f"{len(left)}"
+            )
+        return [g for g in trained if g in kept], lost
 
     def make(self, model: Model) -> None:
         """All but measuring, for the open points of one model."""
@@ -142,23 +200,15 @@ class _Search:
 
     def make_variant(self, point: Point, model: Model) -> None:
         """Lower and verify."""
-        found = steps(point.recipe)
         try:
-            for step in found.made[0]:
-                step.execute(model.context)
-            state = model.context.variants[point.variant]
-            point.figures = Figures(size_bytes=manifest_variant(state).size_bytes)
+            points.lower(point, model.context)
             self.judge(point)
-            if point.state == "open":
-                found.verify[0].execute(model.context)
-                self.take_quality(point, state)
+            if point.state != "open":
+                return
+            state = points.verify(point, model.context, self.quality)
         except (ModelError, RecipeError, TargetUnavailable, VerificationError) as err:
             point.close("failed", err.message)  # RecipeError: gguf:auto has no file so small
-
-    def take_quality(self, point: Point, state: VariantState) -> None:
-        """What verification told."""
-        value = quality_value(self.quality, state.metrics, state.parity)
-        point.figures = replace(point.figures, metric=value)
+            return
         point.state = "made"
         self.judge(point)
         if state.failures:
@@ -178,10 +228,9 @@ class _Search:
 
     def is_needless(self, model: Model) -> bool:
         """Whether a gentler model meets the budget and lost next to nothing by quantization, so
-        that this one cannot be better; closes the points then. Not where latency or memory are
-        bounded, which are measured at the end."""
+        that this one cannot be better; closes the points then."""
         budget = self.plan.budget
-        if budget.has("max_latency") or budget.has("max_memory") or not budget.bounds:
+        if not self.plan.spares:
             return False
         for other in self.plan.models:
             if other.name not in self.values or not is_gentler(other.place, model.place):
@@ -204,25 +253,6 @@ class _Search:
             drop = drop_points(self.quality, kinder, self.reference)
         if self.plan.budget.misses(Figures(metric=kinder, drop_points=drop)):
             model.close("misses", f"{self.quality} {value:.4f} before it is quantized")
-
-    def measure(self, point: Point, model: Model) -> None:
-        """Latency and memory, of this machine or from the profile of another."""
-        state, profile = model.context.variants[point.variant], self.plan.profile
-        found: Measured | None
-        if profile is not None:
-            call, variant = point.recipe.measure, manifest_variant(state)
-            found = profile.find(point.recipe.task, variant, call.batch, call.tokens)
-        else:
-            try:
-                steps(point.recipe).measure[0].execute(model.context)
-            except TargetUnavailable as err:
-                point.close("failed", err.message)
-                return
-            found = state.measured
-        if found is not None:
-            point.figures = replace(
-                point.figures, latency_ms=latency_ms(found), memory_bytes=found.memory_bytes
-            )
 
     def conclude(self, point: Point) -> None:
         """Whether the point meets the budget, now that all is known of it."""
@@ -254,9 +284,9 @@ class _Search:
         made = sum(p.state == "made" for p in self.plan.points)
         return self.plan.budget.time_s - (self.clock() - self.started) - MEASURE_S * made
 
-    def has_time_for(self, model: Model) -> bool:
-        """Whether there is time for the model's training; closes its points if not."""
-        need, left = model.train_s * (self.pace or 0.0), self.left_s()
+    def has_time_for(self, model: Model, part: Fraction = Fraction(1)) -> bool:
+        """Whether there is time for that much of the model's training; closes its points if not."""
+        need, left = float(part) * model.train_s * (self.pace or 0.0), self.left_s()
         if left > need:
             return True
         left = max(0.0, left)

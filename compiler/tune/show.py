@@ -7,8 +7,8 @@ from typing import Any
 
 from edgelm.compiler.recipe import dump_recipe
 from edgelm.compiler.report.data import Search, SearchPoint
-from edgelm.compiler.tune.plan import Plan, Point
 from edgelm.compiler.tune.search import Found
+from edgelm.compiler.tune.space import Plan, Point
 from edgelm.runtime.errors import BudgetError
 from edgelm.runtime.table import format_table, number
 
@@ -129,6 +129,8 @@ def no_point_error(found: Found) -> BudgetError:
         hint += f"; {failed} points failed, most by verification: see `verify`"
     if found.untried:
         hint += f"; {len(found.untried)} points were not tried: give more time with --time-budget"
+    if any(p.state == "behind" for p in found.plan.points):
+        hint += "; models were left behind half trained: --halving 1 trains them all in full"
     return BudgetError(message + "\n".join(near), hint=hint)
 
 

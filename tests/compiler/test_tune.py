@@ -16,9 +16,10 @@ from tiny_data import labelled_rows, write_csv
 
 from edgelm.compiler import compile, load_recipe
 from edgelm.compiler.passes import lower, measure
+from edgelm.compiler.passes.shrink import Shrink
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.tune import make_plan, search
-from edgelm.compiler.tune.plan import Plan
+from edgelm.compiler.tune.space import Plan
 from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.errors import BudgetError
 from edgelm.runtime.progress import Progress
@@ -185,6 +186,45 @@ def test_a_stopped_search_goes_on_from_the_cache(
     search(plan, QUIET)
     assert len(ran) == 2  # of six
     assert all(p.state in ("meets", "failed") for p in plan.points)
+
+
+@pytest.mark.slow
+def test_what_promises_little_is_not_trained_in_full(
+    stated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All trainings are begun, and in each round half of them is left behind."""
+    epochs: list[float] = []
+    run = Shrink.run
+
+    def counted(self: Any, context: Any, folder: Path) -> None:
+        epochs.append(context.recipe.distil.epochs)
+        run(self, context, folder)
+
+    monkeypatch.setattr(Shrink, "run", counted)
+    own = stated | {"budget.vary": ["layers", "ffn"], "seed": 3, "distil.max_drop": 1.0}
+    own |= {"distil.epochs": 4, "budget.halving": 2}
+    largest = made(own)[1].models[1].points[0].floor_bytes / 1e6  # layers -1/3, onnx:fp32
+    budget = {"max_latency": "10s", "max_size": f"{largest:.6f}MB", "max_drop": 90}
+    _, plan = made(own, **budget)
+    n = len(plan.models) - 1
+    assert n in (4, 5)
+    found = search(plan, QUIET)
+    assert sorted(epochs) == [1.0] * n + [2.0] * -(-n // 2) + [4.0] * -(-n // 4)
+    assert found.best is not None
+    behind = {m.name for m in plan.models if any(p.state == "behind" for p in m.points)}
+    assert len(behind) == n - -(-n // 4)
+    assert found.best.model not in behind
+    for point in plan.points:
+        assert point.state in ("behind", "meets", "misses", "failed"), point
+        if point.state == "behind":
+            assert "of its epochs, place" in point.reason
+        if point.state == "misses":
+            assert "size" in point.reason
+    epochs.clear()
+    again = search(made(own, **budget)[1], QUIET)
+    assert again.best is not None
+    assert again.best.name == found.best.name
+    assert not epochs  # all is kept
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from edgelm.compiler.tune.axes import AXES, TARGETS, models, targets
 from edgelm.compiler.tune.budget import Figures, drop_points, read_budget
 from edgelm.compiler.tune.floors import count_weights
 from edgelm.compiler.tune.front import pareto_front
-from edgelm.compiler.tune.plan import for_targets
+from edgelm.compiler.tune.halving import rungs
+from edgelm.compiler.tune.space import for_targets
 from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes, show_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.targets import get_target
@@ -165,3 +166,21 @@ def test_what_is_for_other_targets_is_left_out_of_a_point() -> None:
         assert own.targets == [spec]
         assert (own.quantize.smooth, own.quantize.auto_size) == (smooth, size)
         assert len(own.verify.limits) == n_limits
+
+
+@given(st.integers(0, 300), st.integers(1, 10))
+def test_each_rung_keeps_one_of_so_many(n: int, factor: int) -> None:
+    found = rungs(n, factor)
+    left, spent = n, 0.0
+    for i, rung in enumerate(found):
+        assert rung.part * factor ** (len(found) - i) == 1
+        assert math.ceil(left / factor) <= rung.n_kept + 1
+        assert 1 <= rung.n_kept < left
+        spent += float(rung.part) * left
+        left = rung.n_kept
+    if factor == 1 or n < factor:
+        assert not found
+    else:
+        assert left < factor + 1
+        # each rung costs about n / factor ** n_rounds trainings, and so does the last, in full
+        assert spent + left <= (len(found) + 1) * (n / factor ** len(found) + 1)

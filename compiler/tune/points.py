@@ -1,0 +1,52 @@
+"""What is done for one point by the ordinary passes: its variant is lowered, verified, measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgelm.compiler.context import Context, VariantState
+from edgelm.compiler.packing import manifest_variant
+from edgelm.compiler.pipeline import steps
+from edgelm.compiler.tune.budget import Figures, latency_ms, quality_value
+from edgelm.compiler.tune.space import Point
+from edgelm.runtime.errors import TargetUnavailable
+from edgelm.runtime.manifest import Measured
+from edgelm.runtime.profile import DeviceProfile
+
+
+def lower(point: Point, context: Context) -> None:
+    """Its size. Raises what passes do."""
+    for step in steps(point.recipe).made[0]:
+        step.execute(context)
+    size = manifest_variant(context.variants[point.variant]).size_bytes
+    point.figures = Figures(size_bytes=size)
+
+
+def verify(point: Point, context: Context, quality: str) -> VariantState:
+    """Its quality. Raises what passes do."""
+    steps(point.recipe).verify[0].execute(context)
+    state = context.variants[point.variant]
+    value = quality_value(quality, state.metrics, state.parity)
+    point.figures = replace(point.figures, metric=value)
+    return state
+
+
+def measure(point: Point, context: Context, profile: DeviceProfile | None) -> None:
+    """Its latency and memory, of this machine or from the profile of another; a point that cannot
+    be measured is closed."""
+    state = context.variants[point.variant]
+    found: Measured | None
+    if profile is not None:
+        call, variant = point.recipe.measure, manifest_variant(state)
+        found = profile.find(point.recipe.task, variant, call.batch, call.tokens)
+    else:
+        try:
+            steps(point.recipe).measure[0].execute(context)
+        except TargetUnavailable as err:
+            point.close("failed", err.message)
+            return
+        found = state.measured
+    if found is not None:
+        point.figures = replace(
+            point.figures, latency_ms=latency_ms(found), memory_bytes=found.memory_bytes
+        )
