@@ -25,6 +25,7 @@ from edgelm.targets.gguf.check import Header
 from edgelm.targets.gguf.cores import physical_cores
 from edgelm.targets.gguf.engine import device_for, model_file
 from edgelm.targets.gguf.facts import read_facts
+from edgelm.targets.gguf.loading import load_model
 from edgelm.targets.gguf.shards import read_model
 
 BATCH_TOKENS = 2048  # in one call of llama_decode
@@ -70,14 +71,11 @@ class GgufDecoder:
             )
         wanted = options.context_tokens or min(text.max_tokens, facts.context_length)
         self._owned = ExitStack()
-        bindings.last_errors()
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = -1 if self.device == "cuda" else 0
         # weights laid out for several tokens at once: some types are rounded otherwise then
         params.use_extra_bufts = not (options.guesses and _types(header) & _LAID_OUT_OTHERWISE)
-        model = self._library.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
+        model = load_model(self._library, path, params)
         self._owned.callback(self._library.llama_model_free, model)
         self._model = model
         self._check_model()

@@ -30,6 +30,7 @@ from edgelm.targets.gguf.buffers import Buffers, Row
 from edgelm.targets.gguf.cores import physical_cores
 from edgelm.targets.gguf.facts import read_facts
 from edgelm.targets.gguf.head import Head, load_head
+from edgelm.targets.gguf.loading import load_model
 from edgelm.targets.gguf.plan import POOLING_TYPES
 from edgelm.targets.gguf.rows import TokenRows
 from edgelm.targets.gguf.shards import read_model, shard_names
@@ -110,13 +111,10 @@ class GgufSession:
 
     def _open(self, path: Path, mine: Options, options: EngineOptions, watch: Any) -> None:
         library = self._library
-        bindings.last_errors()
         on_gpu = self.device == "cuda"
         model_params = library.llama_model_default_params()
         model_params.n_gpu_layers = -1 if on_gpu else 0
-        self._model = library.llama_model_load_from_file(str(path).encode(), model_params)
-        if not self._model:
-            raise BundleError(f"{path}: llama.cpp cannot load it: {bindings.last_errors()}")
+        self._model = load_model(library, path, model_params)
         self._owned.callback(library.llama_model_free, self._model)
         params = library.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self._budget
