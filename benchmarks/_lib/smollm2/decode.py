@@ -46,37 +46,39 @@ def _gguf(
     compiled: Compiled, precision: str, rounds: int, threads: int, said: dict[str, str]
 ) -> Rates:
     file = file_of(compiled, f"gguf-{precision}")
-    with ExitStack() as stack:
-        ours = stack.enter_context(_ours(compiled, f"gguf-{precision}", threads))
-        options = {"model": str(file), "prompt_ids": ours.ready["prompt_ids"], "threads": threads}
-        plain = stack.enter_context(Worker(PYTHON, "llama_cpp_python_chat.py", options))
-        said |= plain.ready["versions"]
-        rates: Rates = {name: {"prompt": [], "answer": []} for name in (ours.name, BENCH, PYTHON)}
-        for i in range(rounds):
-            _note(rates[ours.name], *_edgelm(ours, *_prompts(ours)))
+    rates: Rates = {}
+    for i in range(rounds):
+        with ExitStack() as stack:
+            ours = stack.enter_context(_ours(compiled, f"gguf-{precision}", threads))
+            options = {
+                "model": str(file), "prompt_ids": ours.ready["prompt_ids"], "threads": threads
+            }  # fmt: skip
+            plain = stack.enter_context(Worker(PYTHON, "llama_cpp_python_chat.py", options))
+            said |= plain.ready["versions"]
+            _note(rates, ours.name, *_edgelm(ours, *_prompts(ours)))
             n_before = len(ours.ready["prompt_ids"])
-            _note(rates[BENCH], *llama_bench(file, threads, N_PROMPT, N_ANSWER, n_before))
-            rates[PYTHON]["answer"].append(_rate(plain.ask(max_tokens=N_ANSWER)))
-            _say(rates, i, rounds)
+            _note(rates, BENCH, *llama_bench(file, threads, N_PROMPT, N_ANSWER, n_before))
+            _note(rates, PYTHON, None, _rate(plain.ask(max_tokens=N_ANSWER)))
+        _say(rates, i, rounds)
     return rates
 
 
 def _onnx(compiled: Compiled, rounds: int, threads: int, said: dict[str, str]) -> Rates:
     folder = file_of(compiled, "onnx-int4").parent
-    with ExitStack() as stack:
-        ours = stack.enter_context(_ours(compiled, "onnx-int4", threads))
-        options = {"model": str(folder), "threads": threads}
-        options |= {name: ours.ready[name] for name in ("prompt_ids", "long_prompt_ids")}
-        plain = stack.enter_context(Worker(GENAI, "genai_chat.py", options))
-        said |= plain.ready["versions"]
-        rates: Rates = {name: {"prompt": [], "answer": []} for name in (ours.name, GENAI)}
-        for i in range(rounds):
-            _note(rates[ours.name], *_edgelm(ours, *_prompts(ours)))
+    rates: Rates = {}
+    for i in range(rounds):
+        with ExitStack() as stack:
+            ours = stack.enter_context(_ours(compiled, "onnx-int4", threads))
+            options = {"model": str(folder), "threads": threads}
+            options |= {name: ours.ready[name] for name in ("prompt_ids", "long_prompt_ids")}
+            plain = stack.enter_context(Worker(GENAI, "genai_chat.py", options))
+            said |= plain.ready["versions"]
+            _note(rates, ours.name, *_edgelm(ours, *_prompts(ours)))
             plain.ask(long=True, max_tokens=1)
             read = plain.ask(long=True, max_tokens=1)
             told = plain.ask(long=False, max_tokens=N_ANSWER)
-            _note(rates[GENAI], N_PROMPT / read["first_s"], _rate(told))
-            _say(rates, i, rounds)
+            _note(rates, GENAI, N_PROMPT / read["first_s"], _rate(told))
+        _say(rates, i, rounds)
     return rates
 
 
@@ -88,9 +90,11 @@ def _prompts(worker: Worker) -> tuple[str, str]:
     return worker.ready["prompt"], worker.ready["long_prompt"]
 
 
-def _note(rates: dict[str, list[float]], prompt: float, answer: float) -> None:
-    rates["prompt"].append(prompt)
-    rates["answer"].append(answer)
+def _note(rates: Rates, name: str, prompt: float | None, answer: float) -> None:
+    found = rates.setdefault(name, {"prompt": [], "answer": []})
+    if prompt is not None:
+        found["prompt"].append(prompt)
+    found["answer"].append(answer)
 
 
 def _say(rates: Rates, i: int, rounds: int) -> None:
@@ -121,13 +125,14 @@ def _render(groups: list[tuple[str, Rates]], rounds: int, threads: int) -> str:
         f"tokens, greedy, from the first to the last; {threads} threads, {rounds} rounds in "
         "turns, the same file for all contenders of a variant. Ratios are taken round by "
         "round; more than 1 means that edgelm is faster. Each reads the prompt once before the "
-        "clock runs.",
+        "clock runs. Processes are new each round, so that none keeps the luck of where its "
+        "weights came to lie in memory.",
         "",
         "- edgelm: `ChatModel.stream` from messages to pieces of text, in a process of its "
         "own, loaded and warmed up; template, tokenizing and text are in the times; nothing of "
         "a prompt is held from before",
         f"- llama-bench: pp{N_PROMPT}, and tg{N_ANSWER} behind as many tokens as edgelm's "
-        "prompt has (-d), of one repetition (-r 1) in new processes each round, after its own "
+        "prompt has (-d), of one repetition (-r 1), after its own "
         "warm-up; it feeds random tokens, samples none and makes no text",
         "- llama-cpp-python: `create_completion(stream=True)`, the same prompt as ids",
         "- onnxruntime-genai: `generate_next_token` and its tokenizer's stream, the same ids",
