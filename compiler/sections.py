@@ -327,7 +327,7 @@ class RecoverConfig:
     batch_size: int | None = option(
         None, "Rows in one forward pass; that of train when left out.", flag="--recover-batch-size"
     )
-    learning_rate: float = option(2e-4, "Peak learning rate.", flag="--recover-learning-rate")
+    learning_rate: float = option(1e-4, "Peak learning rate.", flag="--recover-learning-rate")
     rounding_tokens: int = option(
         8192, "Tokens of the training texts that roundings are weighed by.",
         flag="--recover-rounding-tokens",

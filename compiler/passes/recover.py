@@ -136,6 +136,7 @@ class Recover(Pass):
         )  # the model's matrices are rounded from here on
         if self.how == "round":
             return {"n_matrices": len(grids.matrices)}
+        _turn_off_dropout(model)
         trainer = self._trainer(context, folder, model, lesson, optimizer)
         trainer.train(resume_from_checkpoint=resumed)
         for name, grid in grids.matrices.items():
@@ -203,6 +204,16 @@ class Recover(Pass):
             data_collator=lesson.collate,
             optimizers=(optimizer, None),
         )
+
+
+def _turn_off_dropout(model: Any) -> None:
+    """The float model answered without. With dropout a 4-bit MiniLM classifier came half as near to
+    it: mean KL 0.0036 in place of 0.0019."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def _save(model: Any, model_dir: Path, folder: Path) -> None:
