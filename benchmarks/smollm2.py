@@ -88,7 +88,7 @@ class Run:
         train = finetune.find_train(self.arguments.data)
         state, arguments = self.state / "finetune", finetune.arguments_for(train)
         more = [part for kind in CENTRED for part in ("--auto-type", kind)]
-        text = bits.section(state, "bits", [*arguments, *more], {"iq4_nl": 0.6}, about=BITS)
+        text = bits.section(state, "bits", [*arguments, *more], {"iq4_nl": 0.4}, about=BITS)
         return text, []
 
     def gguf(self) -> tuple[str, list[str]]:

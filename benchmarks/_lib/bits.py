@@ -10,13 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from _lib.compiled import run_compile
+from _lib.compiled import OPEN_CHAT_LIMITS, run_compile
 from _lib.results import Goal, goals_table, table
 from edgelm.runtime.manifest import Variant
-
-# The figures are wanted even where a variant is too far from its reference to be packed.
-OPEN_LIMITS = ("--min-agreement", "0", "--max-kl", "1000", "--max-kl-p999", "1000")
-OPEN_LIMITS += ("--max-perplexity-ratio", "1000")
 
 
 def section(
@@ -24,7 +20,7 @@ def section(
 ) -> str:
     """A table of `kinds` (type of the file -> the goal: at most this share of its divergence), and
     the goals."""
-    arguments = [*arguments, *OPEN_LIMITS]
+    arguments = [*arguments, *OPEN_CHAT_LIMITS]
     targets = [part for kind in kinds for part in ("--target", f"gguf:{kind}")]
     theirs = run_compile(
         state, f"{name}-fixed", [*arguments, *targets, "--recover", "none"], fresh=False

@@ -22,6 +22,10 @@ NAME = "banking77"
 TARGETS = ("onnx:fp32", "onnx:int8", "onnx:int8-static", "gguf:f16", "gguf:q8_0", "gguf:q4_0")
 # The figures are wanted even where a variant is too far from its reference to be packed.
 OPEN_LIMITS = ("--min-agreement", "0", "--max-metric-drop", "1", "--max-kl", "1000")
+OPEN_CHAT_LIMITS = (
+    *("--min-agreement", "0", "--max-kl", "1000", "--max-kl-p999", "1000"),
+    *("--max-perplexity-ratio", "1000", "--min-gain-kept", "0"),
+)
 
 
 @dataclass(frozen=True)

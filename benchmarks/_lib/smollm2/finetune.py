@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _lib.compiled import Compiled, run_compile
+from _lib.compiled import OPEN_CHAT_LIMITS, Compiled, run_compile
 from _lib.machine import ROOT
 from _lib.results import Goal, report
-from _lib.smollm2.bundle import MODEL, OPEN_LIMITS
+from _lib.smollm2.bundle import MODEL
 from edgelm.runtime.manifest import Variant
 
 NAME = "bitext"
@@ -38,7 +38,7 @@ def arguments_for(train: Path) -> list[str]:
 def section(state: Path, train: Path, extra: Sequence[str], *, fresh: bool) -> str:
     """The compile without recovery, from an empty cache if `fresh`, and a second one with it that
     goes on from its stages; the figures of their manifests."""
-    common = [*arguments_for(train), *OPEN_LIMITS, *extra]
+    common = [*arguments_for(train), *OPEN_CHAT_LIMITS, *extra]
 
     def run(name: str, variants: Sequence[str], recover: str, *, fresh: bool) -> Compiled:
         targets = [part for v in variants for part in ("--target", v.replace("-", ":", 1))]
