@@ -106,6 +106,7 @@ class Context:
     text: TextLimits | None = None
     training: dict[str, Any] = field(default_factory=dict[str, Any])  # history, seconds, merge
     taught: Path | None = None  # the teacher's answers to the texts of a student
+    kept_layers: list[int] = field(default_factory=list[int])  # of the teacher, in its student
     original: NDArray[np.float32] | None = None  # before shrinking, of the evaluation texts
     original_metrics: dict[str, float] = field(default_factory=dict[str, float])
     model_dir: Path | None = None  # Hugging Face model that targets lower

@@ -13,6 +13,7 @@ Varied = Literal["targets", "vocabulary", "layers", "ffn", "recovery"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 SparsityPattern = Literal["unstructured", "2:4"]
 SparsityMethod = Literal["magnitude", "wanda"]
+LayerChoice = Literal["even", "measured"]
 RecoverMethod = Literal["auto", "none", "round", "train"]
 
 
@@ -168,8 +169,15 @@ class PruneConfig:
     )
     layers: float | None = option(
         None,
-        "Layers left out, evenly; under 1 a share, else a number.",
+        "Layers left out; under 1 a share, else a number.",
         flag="--prune-layers",
+    )
+    layer_choice: LayerChoice = option(
+        "even",
+        "Which layers go: evenly spread ones, or those that change the hidden states of a sample "
+        "of the texts least, by 1 - cosine of what goes into a layer and what comes out "
+        "(ShortGPT).",
+        flag="--prune-layer-choice",
     )
     heads: float | None = option(
         None,

@@ -19,11 +19,12 @@ from edgelm.compiler.chat.oracle import choose_scored
 from edgelm.compiler.chat.packing import IGNORED, collate, single_rows
 from edgelm.compiler.chat.samples import render_all
 from edgelm.compiler.context import Context
+from edgelm.compiler.distil.probes import token_batches
 from edgelm.compiler.distil.teacher import ROW, Values, record, token_arrays, token_values
 from edgelm.compiler.distil.trainer import Collate, Loss
 from edgelm.compiler.hf import load_model, load_tokenizer, torch_threads, versions
 from edgelm.compiler.passes.shrink import Shrink, load_student
-from edgelm.compiler.passes.teach import ANSWERS, Teach
+from edgelm.compiler.passes.teach import ANSWERS, Teach, choose_layers, load_layers, measured
 from edgelm.compiler.training import settled_distil
 from edgelm.runtime.engine import BatchLimits
 from edgelm.runtime.errors import ModelError
@@ -35,18 +36,17 @@ if TYPE_CHECKING:
     from edgelm.compiler.distil.pruning import Shape
 
 BATCHES = BatchLimits(max_sequences=8, max_tokens=1024)  # whole logits are in memory at once
-PROBE_TOKENS = 16_384  # that importance is measured on
-PROBE_BATCH = 4
 
 
 class ChatTeach(Teach):
-    """Sets context.taught and .original_metrics: loss and perplexity before."""
+    """Sets context.taught, .kept_layers and .original_metrics: loss and perplexity before."""
 
     def inputs(self, context: Context) -> dict[str, Any]:
         assert context.task and context.text and context.chat
         return {
             "model": context.model_key,
             "data": context.chat.digest(),
+            "measured": measured(context.recipe),
             "temperature": settled_distil(context.recipe).temperature,
             "eval_tokens": context.recipe.verify.eval_tokens,
             "task": encode(context.task),
@@ -63,11 +63,12 @@ class ChatTeach(Teach):
         train = render_all(context.chat.train, tokenizer, limit)
         check_samples(train, model, "training", limit)
         rows = single_rows(train.samples)
+        put = partial(collate, pad_id=context.text.pad_id)
 
         def answer(numbers: Sequence[int]) -> Values:
             import torch
 
-            batch = collate([rows[i] for i in numbers], context.text.pad_id)  # type: ignore[union-attr]
+            batch = put([rows[i] for i in numbers])
             with torch.inference_mode():
                 found, _ = target_logits(model, batch)
                 return token_values(found, temperature)
@@ -76,6 +77,9 @@ class ChatTeach(Teach):
         held_out = render_all(context.chat.eval, tokenizer, limit)
         scored = choose_scored(held_out.samples, context.recipe.verify.eval_tokens)
         with torch_threads(context.recipe.threads):
+            choose_layers(
+                context, folder, model, lambda: token_batches(rows, put, context.recipe.seed)
+            )
             record(
                 folder / ANSWERS,
                 token_arrays(int(model.get_input_embeddings().num_embeddings)),
@@ -87,6 +91,7 @@ class ChatTeach(Teach):
             np.save(folder / "losses.npy", score(model, scored))
 
     def load(self, context: Context, folder: Path) -> None:
+        load_layers(context, folder)
         context.taught = folder / ANSWERS
         losses = np.load(folder / "losses.npy")
         loss = float(losses.mean(dtype=np.float64))
@@ -142,17 +147,8 @@ class ChatShrink(Shrink):
 
         if pruning.shape_of(model.config) == shape:
             return model
-        order = np.random.default_rng(context.recipe.seed).permutation(len(rows))
-        picked: list[dict[str, Any]] = []
-        n_tokens = 0
-        for i in order:
-            picked.append({k: v for k, v in rows[i].items() if k != ROW})
-            n_tokens += len(rows[i]["input_ids"])
-            if n_tokens >= PROBE_TOKENS:
-                break
-        picked.sort(key=lambda row: len(row["input_ids"]))
         put = self.collator(context, tokenizer)
-        batches = (put(picked[at : at + PROBE_BATCH]) for at in range(0, len(picked), PROBE_BATCH))
+        batches = token_batches(rows, put, context.recipe.seed)
         return pruning.keep_best(model, pruning.measure(model, batches, summed_loss), shape)
 
     def other(self, context: Context, tokenizer: Any, teacher: Any) -> Any:

@@ -1,8 +1,9 @@
 """Structured pruning: whole layers, heads and feed-forward columns are left out. Of decoders a head
 here is a group: a head of keys and values with the heads of queries that look through it.
 
-What matters is measured on the user's texts. Where there is a loss, by what it would change to
-first order if the part were gone: |dL/dm| for a mask m of ones that the part is multiplied with,
+What matters is measured on the user's texts. Layers are left out evenly, or where asked those that
+change the hidden states least. Of the other parts, where there is a loss, by what it would change
+to first order if the part were gone: |dL/dm| for a mask m of ones that the part is multiplied with,
 summed over texts (Michel et al. 2019, arXiv:1905.10650; Molchanov et al. 2019, arXiv:1906.10771).
 Where there is none, by the mean square of what the part adds to the layer's output.
 
@@ -120,6 +121,47 @@ def evenly(n_layers: int, n_kept: int) -> list[int]:
     return [(i + 1) * n_layers // n_kept - 1 for i in range(n_kept)]
 
 
+def most_changing(changes: Sequence[float], n_kept: int) -> list[int]:
+    """Numbers of the layers kept: those of the largest changes, of equal ones the later."""
+    order = sorted(range(len(changes)), key=lambda i: (changes[i], i))
+    return sorted(order[len(changes) - n_kept :])
+
+
+def layer_changes(model: Any, batches: Iterable[dict[str, Any]]) -> list[float]:
+    """Of each layer 1 - the mean cosine of its input and its output (B, T, H) over all tokens of
+    the batches (Men et al. 2024, arXiv:2403.03853: block influence)."""
+    layers = _layers(model)
+    sums, n_tokens = [0.0] * len(layers), 0
+    mask = torch.ones(0)
+
+    def watch(i: int, inputs: tuple[Any, ...], given: dict[str, Any], outputs: Any) -> None:
+        before = inputs[0] if inputs else given["hidden_states"]
+        after = outputs[0] if isinstance(outputs, tuple) else outputs
+        cosines = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+        sums[i] += float((1 - cosines)[mask].sum(dtype=torch.float64))
+
+    was_training = model.training
+    model.eval()
+    with ExitStack() as hooks, torch.inference_mode():
+        for i, layer in enumerate(layers):
+            handle = layer.register_forward_hook(
+                lambda m, x, given, out, i=i: watch(i, x, given, out), with_kwargs=True
+            )
+            hooks.callback(handle.remove)
+        for batch in batches:
+            mask = batch["attention_mask"].bool()
+            n_tokens += int(mask.sum())
+            model(**{k: v for k, v in batch.items() if k != "labels"})
+    model.train(was_training)
+    return [total / n_tokens for total in sums]
+
+
+def _layers(model: Any) -> Any:
+    """The list of a model's layers."""
+    body = getattr(model, model.base_model_prefix, model)
+    return body.get_submodule(names_of(model.config).layer.removesuffix(".{i}."))
+
+
 def measure(
     model: Any,
     batches: Iterable[dict[str, Any]],
@@ -190,10 +232,9 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
     names = names_of(model.config)
     if is_decoder(model.config):
         return decoders.cut(model, decoders.Kept(layers=kept))
-    body = getattr(model, model.base_model_prefix, model)
-    parent, _, name = names.layer.removesuffix(".{i}.").rpartition(".")
-    layers = getattr(body.get_submodule(parent), name)
-    setattr(body.get_submodule(parent), name, torch.nn.ModuleList(layers[i] for i in kept))
+    layers = _layers(model)
+    for i in sorted(set(range(len(layers))) - set(kept), reverse=True):
+        del layers[i]
     setattr(model.config, names.n_layers, len(kept))
     return model
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgelm.compiler.context import Context
-from edgelm.compiler.distil.teacher import ROW, Teacher
+from edgelm.compiler.distil.probes import text_batches
+from edgelm.compiler.distil.teacher import Teacher
 from edgelm.compiler.distil.texts import UNLABELLED, learning_rows
 from edgelm.compiler.distil.trainer import Collate, Loss, Taught, trainer_class
 from edgelm.compiler.hf import (
@@ -30,7 +31,7 @@ from edgelm.compiler.hf import (
 )
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.intake import find_model, read_source
-from edgelm.compiler.passes.teach import hidden_layers
+from edgelm.compiler.passes.teach import has_hidden, measured
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import (
     CHECKPOINTS,
@@ -47,9 +48,6 @@ from edgelm.runtime.schema import encode
 
 if TYPE_CHECKING:
     from edgelm.compiler.distil.pruning import Shape
-
-PROBES = 512  # texts that importance is measured on
-PROBE_BATCH = 16
 
 
 def is_shrunk(recipe: Recipe) -> bool:
@@ -74,6 +72,7 @@ class Shrink(Pass):
         return {
             "teacher": context.digests["teach"],
             "prune": [prune.layers, prune.heads, prune.ffn],
+            "measured": measured(recipe),
             "distil": distil,
             "student": None if student is None else read_source(_student(recipe)).digest,
             "batch_size": settled(recipe).batch_size,
@@ -96,7 +95,7 @@ class Shrink(Pass):
             generation, use_cache = _of_generation(teacher)
             said = {"texts": len(rows), "parameters_before": _n_parameters(teacher)}
             if recipe.distil.student is None:
-                model, shapes = prune_layers(teacher, recipe)
+                model, shapes = prune_layers(teacher, context)
             else:
                 model, shapes = self.other(context, tokenizer, teacher), [None]
             del teacher
@@ -206,14 +205,15 @@ def _of_generation(teacher: Any) -> tuple[Any, bool | None]:
     return (found, None) if found is None else (found, bool(teacher.config.use_cache))
 
 
-def prune_layers(model: Any, recipe: Recipe) -> tuple[Any, list[Shape]]:
+def prune_layers(model: Any, context: Context) -> tuple[Any, list[Shape]]:
     """The model without the layers that are left out; what each step is to leave of the rest."""
-    from edgelm.compiler.distil.pruning import evenly, keep_layers, shape_of, smaller
+    from edgelm.compiler.distil.pruning import keep_layers, shape_of, smaller
 
+    recipe = context.recipe
     whole = shape_of(model.config)
     goal = smaller(whole, recipe.prune)
     if goal.layers < whole.layers:
-        model = keep_layers(model, evenly(whole.layers, goal.layers))
+        model = keep_layers(model, context.kept_layers)
     n_steps = recipe.distil.steps
     steps = [_between(whole, goal, step / n_steps) for step in range(1, n_steps + 1)]
     return model, steps
@@ -228,12 +228,12 @@ def loss_of(context: Context) -> Loss:
     temperature = distil.temperature
     assert temperature is not None
     soft = losses.soft_sets if task.problem == "multi_label" else losses.soft_labels
-    has_hidden = bool(hidden_layers(context))
+    uses_hidden = has_hidden(context.recipe)
 
     def loss(model: Any, inputs: dict[str, Any], said: dict[str, Any]) -> tuple[Any, Any]:
         labels = inputs.pop("labels", None)
         mask = inputs["attention_mask"]
-        outputs = model(**inputs, output_hidden_states=has_hidden)
+        outputs = model(**inputs, output_hidden_states=uses_hidden)
         if task.kind == "feature-extraction":
             found = pool(outputs.last_hidden_state, mask, task.pooling)
             total = losses.vectors(found, said["vectors"])
@@ -241,7 +241,7 @@ def loss_of(context: Context) -> Loss:
             total = soft(outputs.logits, said["logits"], temperature)
             if distil.label_weight:
                 total = total + distil.label_weight * label_loss(outputs.logits, labels)
-        if has_hidden:
+        if uses_hidden:
             states = outputs.hidden_states[1:]  # (B, T, H) behind each layer
             parts = [
                 losses.hidden_states(state[mask.bool()], said["hidden"][:, k])
@@ -278,22 +278,7 @@ def cut(context: Context, model: Any, tokenizer: Any, rows: list[Any], shape: Sh
     if pruning.shape_of(model.config) == shape:
         return model
     known = [row for row in rows if np.ravel(row.get("labels", UNLABELLED))[0] != UNLABELLED]
-    pool_of = known or rows
-    rng = np.random.default_rng(context.recipe.seed)
-    chosen = rng.choice(len(pool_of), min(PROBES, len(pool_of)), replace=False)
-    picked = sorted((pool_of[i] for i in chosen), key=lambda row: len(row["input_ids"]))
-    batches = (
-        dict(
-            tokenizer.pad(
-                [
-                    {k: v for k, v in row.items() if k != ROW}
-                    for row in picked[at : at + PROBE_BATCH]
-                ],
-                return_tensors="pt",
-            )
-        )
-        for at in range(0, len(picked), PROBE_BATCH)
-    )
+    batches = text_batches(known or rows, tokenizer, context.recipe.seed)
 
     def loss(outputs: Any, batch: dict[str, Any]) -> Any:
         return label_loss(outputs.logits, batch["labels"]) * len(batch["labels"])

@@ -5,7 +5,8 @@ The stage is kept: another student of the same teacher on the same texts finds t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from edgelm.compiler.cache import digest
 from edgelm.compiler.context import Context, eval_texts
+from edgelm.compiler.distil.probes import text_batches
 from edgelm.compiler.distil.teacher import Array, Values, record
 from edgelm.compiler.distil.texts import learning_rows, unlabelled_texts
 from edgelm.compiler.hf import (
@@ -25,16 +27,19 @@ from edgelm.compiler.hf import (
 )
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.reference import metrics_of
+from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.engine import BatchLimits
+from edgelm.runtime.files import write_atomic
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import encode
 
 ANSWERS = "answers"
+LAYERS = "layers.json"
 BATCHES = BatchLimits(max_sequences=32, max_tokens=4096)
 
 
 class Teach(Pass):
-    """Sets context.taught, .original and .original_metrics."""
+    """Sets context.taught, .kept_layers, .original and .original_metrics."""
 
     name = "teach"
     resumable = True
@@ -45,7 +50,8 @@ class Teach(Pass):
             "model": context.model_key,
             "data": context.data.digest(),
             "unlabelled": digest(unlabelled_texts(context)),
-            "hidden": hidden_layers(context),
+            "measured": measured(context.recipe),
+            "hidden": [context.recipe.prune.layers] if has_hidden(context.recipe) else None,
             "task": encode(context.task),
             "text": encode(context.text),
             "versions": versions("torch", "transformers", "tokenizers"),
@@ -58,7 +64,11 @@ class Teach(Pass):
         model = load_model(context.model_dir, task, new_head=False)
         rows = learning_rows(context, tokenizer)
         lengths = [len(row["input_ids"]) for row in rows]
-        layers = hidden_layers(context)
+        with torch_threads(context.recipe.threads):
+            choose_layers(
+                context, folder, model, lambda: text_batches(rows, tokenizer, context.recipe.seed)
+            )
+        layers = context.kept_layers if has_hidden(context.recipe) else []
 
         def answer(numbers: Sequence[int]) -> Values:
             import torch
@@ -95,20 +105,54 @@ class Teach(Pass):
         np.save(folder / "outputs.npy", outputs)
 
     def load(self, context: Context, folder: Path) -> None:
+        load_layers(context, folder)
         context.taught = folder / ANSWERS
         context.original = outputs = np.load(folder / "outputs.npy")
         context.original_metrics = metrics_of(context, outputs)
 
 
-def hidden_layers(context: Context) -> list[int]:
-    """Layers of the teacher behind which the student is to have its hidden states."""
+def choose_layers(
+    context: Context, folder: Path, model: Any, batches: Callable[[], Iterable[dict[str, Any]]]
+) -> None:
+    """Set context.kept_layers; what the layers change is measured where the recipe wants that, and
+    written down."""
+    from edgelm.compiler.distil.pruning import layer_changes
+
+    if measured(context.recipe) is not None and not (folder / LAYERS).is_file():
+        write_atomic(folder / LAYERS, json.dumps(layer_changes(model, batches())))
+    load_layers(context, folder)
+
+
+def load_layers(context: Context, folder: Path) -> None:
+    """Set context.kept_layers, by what `choose_layers` has written."""
     from transformers import AutoConfig
 
-    from edgelm.compiler.distil.pruning import evenly, shape_of, smaller
+    from edgelm.compiler.distil.pruning import evenly, most_changing, shape_of, smaller
 
-    recipe = context.recipe
-    if recipe.distil.student is not None or recipe.distil.hidden_weight == 0:
-        return []
+    if context.recipe.distil.student is not None:
+        return
     assert context.model_dir is not None
     whole = shape_of(AutoConfig.from_pretrained(context.model_dir, trust_remote_code=False))
-    return evenly(whole.layers, smaller(whole, recipe.prune).layers)
+    n_kept = smaller(whole, context.recipe.prune).layers
+    if measured(context.recipe) is None:
+        context.kept_layers = evenly(whole.layers, n_kept)
+        return
+    changes = json.loads((folder / LAYERS).read_text(encoding="utf-8"))
+    context.kept_layers = kept = most_changing(changes, n_kept)
+    each = ", ".join(f"{i} {change:.3g}" for i, change in enumerate(changes))
+    context.note(
+        f"prune.layers: of the {len(changes)} layers, counted from 0, {kept} are kept; 1 - cosine "
+        f"of what goes into each and what comes out: {each}"
+    )
+
+
+def measured(recipe: Recipe) -> int | None:
+    """The seed of the texts by which layers are chosen; None where they are chosen evenly."""
+    prune = recipe.prune
+    is_measured = prune.layers is not None and prune.layer_choice == "measured"
+    return recipe.seed if is_measured else None
+
+
+def has_hidden(recipe: Recipe) -> bool:
+    """Whether a student is to have its teacher's hidden states."""
+    return recipe.distil.student is None and recipe.distil.hidden_weight != 0

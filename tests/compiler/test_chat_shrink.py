@@ -72,7 +72,7 @@ def test_a_student_takes_the_teachers_place(keys: dict[str, Any], monkeypatch: p
         compiled(keys, Interrupting())
     (index,) = Path(keys["cache_dir"]).glob("teach/.*.partial/answers/teacher.json")
     assert json.loads(index.read_text())["done"] == 1
-    keys |= {"targets": ["gguf:f32", "gguf:q8_0", "onnx:fp32"]}
+    keys |= {"targets": ["gguf:f32", "gguf:q8_0", "onnx:fp32"], "prune.layer_choice": "measured"}
     few = {"gguf:q8_0": {"min_agreement": 0.8, "max_kl": 0.1}}  # of 40 tokens
     manifest = compiled(keys | {"verify.limits": few})
     exact, eight, onnx = manifest.variants
@@ -91,6 +91,9 @@ def test_a_student_takes_the_teachers_place(keys: dict[str, Any], monkeypatch: p
     assert manifest.reference["perplexity"] != manifest.original["perplexity"]
     page = (Path(keys["output"]) / "report.html").read_text(encoding="utf-8")
     assert "original" in page
+    (changes,) = Path(keys["cache_dir"]).glob("teach/[!.]*/layers.json")
+    found = json.loads(changes.read_text())
+    assert f"{sorted(sorted(range(3), key=lambda i: found[i])[1:])} are kept" in page
 
 
 def test_a_student_that_lost_too_much_is_refused(keys: dict[str, Any]):

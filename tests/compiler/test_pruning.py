@@ -80,6 +80,38 @@ def test_layers_kept(tmp_path: Path):
     assert model.config.num_hidden_layers == 2
 
 
+@pytest.mark.parametrize("family", NAMES)
+def test_a_layer_that_changes_nothing_goes(family: str, tmp_path: Path):
+    """And what the others change is 1 - the cosine of the model's own hidden states."""
+    folder = tiny.make_model(tmp_path / "m", family)
+    inputs, model = batch(folder), load_model(folder, TASK, new_head=False)
+    make_idle(model, 0)
+    changes = pruning.layer_changes(model, [inputs])
+    assert changes[0] == pytest.approx(0, abs=1e-5)
+    kept = pruning.most_changing(changes, 1)
+    assert kept == [1]
+    with torch.inference_mode():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    cosines = torch.cosine_similarity(states[1], states[2], dim=-1)
+    expected = 1 - float(cosines[inputs["attention_mask"].bool()].mean())
+    assert changes[1] == pytest.approx(expected, rel=1e-4)
+    before = logits(model, inputs)
+    left = pruning.keep_layers(model, kept)
+    torch.testing.assert_close(logits(left, inputs), before, rtol=0, atol=1e-4)
+
+
+def make_idle(model: Any, i: int) -> None:
+    """Layer i gives what it is given: it adds nothing, and its norms see what is normalized."""
+    names, body = NAMES[model.config.model_type], model.base_model
+    norms = [names.part(i, "attn_output_norm"), names.part(i, "layer_output_norm")]
+    norms.append("embeddings.LayerNorm" if i == 0 else names.part(i - 1, "layer_output_norm"))
+    with torch.no_grad():
+        for path in (names.part(i, "attn_output"), names.part(i, "ffn_down"), *norms):
+            module = body.get_submodule(path)
+            module.weight.fill_(1.0 if path in norms else 0.0)
+            module.bias.zero_()
+
+
 def test_first_order_importance_is_the_change_of_the_loss(tmp_path: Path):
     """Beside finite differences: a column multiplied with 1 - h, for each text alone."""
     folder = tiny.make_model(tmp_path / "m")

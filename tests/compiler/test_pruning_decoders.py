@@ -66,6 +66,21 @@ def test_what_is_left_is_the_model_with_the_rest_made_zero(name: str, tmp_path: 
     assert again.num_parameters() < whole.num_parameters()
 
 
+def test_a_layer_that_changes_nothing_goes(tmp_path: Path):
+    folder = tiny_decoders.make_decoder(tmp_path / "m", "qwen3")
+    model = load_model(folder, TASK, new_head=False)
+    ids = torch.randint(3, 90, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.model.layers[2].self_attn.o_proj.weight.zero_()
+        model.model.layers[2].mlp.down_proj.weight.zero_()
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    changes = pruning.layer_changes(model, [batch])
+    kept = pruning.most_changing(changes, len(changes) - 1)
+    assert kept == [i for i in range(len(changes)) if i != 2]
+    left = pruning.keep_layers(model, kept)
+    torch.testing.assert_close(logits(left, ids), logits(model, ids), rtol=0, atol=1e-5)
+
+
 def test_first_order_importance_of_a_group_is_the_change_of_the_loss(tmp_path: Path):
     """Beside finite differences."""
     folder = tiny_decoders.make_decoder(tmp_path / "m", "llama")

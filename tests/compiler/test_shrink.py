@@ -90,6 +90,7 @@ class Interrupting(Progress):
 
 
 def test_a_pruned_student_takes_the_teachers_place(keys: dict[str, Any]):
+    keys |= {"prune.layer_choice": "measured"}
     manifest, passes = compiled(keys)
     assert passes["teach"] == passes["shrink"] == "done"
     assert manifest.original["accuracy"] == 1
@@ -113,6 +114,9 @@ def test_a_pruned_student_takes_the_teachers_place(keys: dict[str, Any]):
     assert answers[0].label == answers[1].label  # type: ignore[union-attr]
     report = (Path(keys["output"]) / "report.html").read_text(encoding="utf-8")
     assert "original" in report
+    (changes,) = Path(keys["cache_dir"]).glob("teach/[!.]*/layers.json")
+    first, second = json.loads(changes.read_text())
+    assert f"[{int(second > first)}] are kept" in report
     # what an interrupted compile goes on to is the same, and the teacher is not asked again
     Path(keys["cache_dir"], "shrink").rename(Path(keys["cache_dir"], "undisturbed"))
     with pytest.raises(KeyboardInterrupt):
