@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from edgelm.compiler.sections import DistilConfig, PruneConfig
 from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import nearest
@@ -173,6 +174,11 @@ def _check_pruning(recipe: Recipe, rule: Rule) -> None:
             "needs training texts: name them with --train FILE (with --no-train they are not "
             "trained on), or take magnitude",
         )  # fmt: skip
+    else:
+        for name in ("pattern", "method"):
+            value = getattr(p, name)
+            says = "needs prune.sparsity (--sparsity)"
+            rule(value == getattr(PruneConfig(), name), f"prune.{name}", value, says)
     if not p.vocab:
         for name, value in (("vocab_size", p.vocab_size), ("vocab_texts", p.vocab_texts)):
             says = "needs prune.vocab (--trim-vocab)"
@@ -211,6 +217,22 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
     rule(d.unlabelled is None or not generates, "distil.unlabelled", d.unlabelled, says)
     says = "is for text-generation"
     rule(d.direction == "forward" or generates, "distil.direction", d.direction, says)
+    defaults = DistilConfig()
+    embeds = recipe.task == "feature-extraction"
+    says = "embeddings have no labels to soften: leave it out"
+    rule(d.temperature is None or not embeds, "distil.temperature", d.temperature, says)
+    says = "embeddings have no labels: leave it out"
+    is_used = d.label_weight not in (0, defaults.label_weight)
+    rule(not (is_used and embeds), "distil.label_weight", d.label_weight, says)
+    is_used = d.hidden_weight not in (0, defaults.hidden_weight)
+    says = "hidden states are not kept for text-generation: leave it out"
+    rule(not (is_used and generates), "distil.hidden_weight", d.hidden_weight, says)
+    says = "of a distil.student no layer belongs to one of the teacher's: leave it out"
+    rule(not (is_used and d.student), "distil.hidden_weight", d.hidden_weight, says)
+    says = "a distil.student loses no parts, in however many steps: leave it out"
+    rule(d.steps == defaults.steps or not d.student, "distil.steps", d.steps, says)
+    says = "a distil.student loses no layers: leave it out"
+    rule(p.layer_choice == "even" or not d.student, "prune.layer_choice", p.layer_choice, says)
     is_shrunk = d.student is not None or any(value is not None for value in cuts.values())
     says = "needs something to learn for: prune.layers, prune.heads, prune.ffn or distil.student"
     rule(d.unlabelled is None or is_shrunk, "distil.unlabelled", d.unlabelled, says)

@@ -41,6 +41,10 @@ NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "prune.sparsity": {"data.train": "t.csv"},
     **{f"prune.{part}": {"data.train": "t.csv"} for part in ("layers", "heads", "ffn")},
     "quantize.smooth": {"data.train": "t.csv"},
+    **{
+        f"prune.{how}": {"data.train": "t.csv", "prune.sparsity": 0.5}
+        for how in ("pattern", "method")
+    },
     "distil.student": {"data.train": "t.csv"},
     "distil.unlabelled": {"prune.layers": 1.0},
 }

@@ -161,6 +161,7 @@ def test_embeddings_and_another_checkpoint(keys: dict[str, Any], tmp_path: Path)
 
 
 WHOLE = {f"prune.{part}": None for part in ("layers", "heads", "ffn")}
+OTHER = {**WHOLE, "distil.student": "x", "distil.steps": 1}
 
 
 def test_rules(keys: dict[str, Any]):
@@ -171,6 +172,12 @@ def test_rules(keys: dict[str, Any]):
         ({"data.train": None, "distil.unlabelled": None}, "needs texts"),
         ({"distil.temperature": 0.0}, "must be above 0"),
         ({**WHOLE, "distil.student": "x", "prune.vocab": True}, "whole vocabulary"),
+        ({**OTHER, "distil.hidden_weight": 0.5}, "no layer belongs to one of the teacher's"),
+        ({**OTHER, "distil.steps": 2}, "loses no parts"),
+        ({**OTHER, "prune.layer_choice": "measured"}, "loses no layers"),
+        ({"task": "feature-extraction", "distil.temperature": 2.0}, "no labels to soften"),
+        ({"task": "feature-extraction", "distil.label_weight": 0.25}, "embeddings have no labels"),
+        ({"prune.method": "magnitude"}, r"needs prune\.sparsity"),
     ):
         with pytest.raises(RecipeError, match=says):
             load_recipe(None, {**keys, **changed})
