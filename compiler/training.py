@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,24 @@ def settled_lora(recipe: Recipe) -> LoraConfig:
     return replace(recipe.lora, dropout=default if given is None else given)
 
 
-def settled_distil(recipe: Recipe) -> DistilConfig:
+@dataclass(frozen=True)
+class SettledDistil(DistilConfig):
+    """The recipe's `distil` with nothing left out."""
+
+    epochs: float = 8.0
+    learning_rate: float = 3e-4
+    temperature: float = 2.0
+    max_drop: float = 0.02
+
+
+GENERATION_DISTIL = SettledDistil(epochs=3.0, learning_rate=2e-4, temperature=1.0, max_drop=0.25)
+
+
+def settled_distil(recipe: Recipe) -> SettledDistil:
     """The recipe's `distil` with what was left out settled by task."""
-    generates, distil = recipe.task == GENERATION, recipe.distil
-    return replace(
-        distil,
-        epochs=distil.epochs or (3.0 if generates else 8.0),
-        learning_rate=distil.learning_rate or (2e-4 if generates else 3e-4),
-        temperature=distil.temperature or (1.0 if generates else 2.0),
-        max_drop=(0.25 if generates else 0.02) if distil.max_drop is None else distil.max_drop,
-    )
+    defaults = GENERATION_DISTIL if recipe.task == GENERATION else SettledDistil()
+    stated = {f.name: getattr(recipe.distil, f.name) for f in fields(recipe.distil)}
+    return replace(defaults, **{k: value for k, value in stated.items() if value is not None})
 
 
 def default_max_tokens(recipe: Recipe) -> int:

@@ -57,7 +57,6 @@ class ChatTeach(Teach):
     def run(self, context: Context, folder: Path) -> None:
         assert context.model_dir and context.task and context.text and context.chat
         temperature, limit = settled_distil(context.recipe).temperature, context.text.max_tokens
-        assert temperature is not None
         tokenizer = load_tokenizer(context.model_dir, padded=False)
         model = load_model(context.model_dir, context.task, new_head=False)
         train = render_all(context.chat.train, tokenizer, limit)
@@ -120,8 +119,6 @@ class ChatShrink(Shrink):
         from edgelm.compiler.distil.losses import token_divergence
 
         distil = settled_distil(context.recipe)
-        temperature = distil.temperature
-        assert temperature is not None
 
         def loss(model: Any, inputs: dict[str, Any], said: dict[str, Any]) -> tuple[Any, Any]:
             found, outputs = target_logits(model, inputs)
@@ -129,7 +126,7 @@ class ChatShrink(Shrink):
                 found,
                 said["log_probs"],
                 said.get("ids"),
-                temperature=temperature,
+                temperature=distil.temperature,
                 direction=distil.direction,
             )
             if distil.label_weight:

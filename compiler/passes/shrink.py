@@ -143,7 +143,6 @@ class Shrink(Pass):
         """One step of `n_steps`; writes `model/`, which is there when it is whole."""
         assert context.taught is not None
         distil = settled_distil(context.recipe)
-        assert distil.epochs is not None
         share = distil.epochs if n_steps == 1 else max(1, math.ceil(distil.epochs / n_steps))
         train = replace(
             settled(context.recipe),
@@ -225,8 +224,6 @@ def loss_of(context: Context) -> Loss:
 
     assert context.task is not None
     task, distil = context.task, settled_distil(context.recipe)
-    temperature = distil.temperature
-    assert temperature is not None
     soft = losses.soft_sets if task.problem == "multi_label" else losses.soft_labels
     uses_hidden = has_hidden(context.recipe)
 
@@ -238,7 +235,7 @@ def loss_of(context: Context) -> Loss:
             found = pool(outputs.last_hidden_state, mask, task.pooling)
             total = losses.vectors(found, said["vectors"])
         else:
-            total = soft(outputs.logits, said["logits"], temperature)
+            total = soft(outputs.logits, said["logits"], distil.temperature)
             if distil.label_weight:
                 total = total + distil.label_weight * label_loss(outputs.logits, labels)
         if uses_hidden:

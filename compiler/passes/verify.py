@@ -112,7 +112,6 @@ def original_failures(context: Context, metrics: dict[str, float]) -> tuple[str,
     is the rise of perplexity."""
     assert context.task is not None
     limit = settled_distil(context.recipe).max_drop
-    assert limit is not None
     if context.task.kind == "text-generation":
         before, now = (found["perplexity"] for found in (context.original_metrics, metrics))
         if now <= before * (1 + limit + 1e-9):

@@ -43,9 +43,7 @@ def training_s(context: Context, weights: Weights, rate: float) -> float:
 
 def learning_s(context: Context, weights: Weights, rate: float) -> float:
     """About how long a student of that many weights learns from its teacher."""
-    epochs = settled_distil(context.recipe).epochs
-    assert epochs is not None
-    n_tokens = _n_tokens(context, "train") * epochs
+    n_tokens = _n_tokens(context, "train") * settled_distil(context.recipe).epochs
     return 6 * weights.multiplied * n_tokens / (rate * EFFICIENCY)
 
 
