@@ -227,7 +227,10 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
     is_used = d.hidden_weight not in (0, defaults.hidden_weight)
     says = "hidden states are not kept for text-generation: leave it out"
     rule(not (is_used and generates), "distil.hidden_weight", d.hidden_weight, says)
-    says = "of a distil.student no layer belongs to one of the teacher's: leave it out"
+    says = "is for encoders, not for text-generation: leave it out"
+    rule(not (d.relation_weight and generates), "distil.relation_weight", d.relation_weight, says)
+    says = "of a distil.student no layer belongs to one of the teacher's: "
+    says += "take distil.relation_weight"
     rule(not (is_used and d.student), "distil.hidden_weight", d.hidden_weight, says)
     says = "a distil.student loses no parts, in however many steps: leave it out"
     rule(d.steps == defaults.steps or not d.student, "distil.steps", d.steps, says)
@@ -248,7 +251,7 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
         d.learning_rate is None or 0 < d.learning_rate < 1, "distil.learning_rate",
         d.learning_rate, "must lie between 0 and 1",
     )  # fmt: skip
-    for name in ("label_weight", "hidden_weight"):
+    for name in ("label_weight", "hidden_weight", "relation_weight"):
         value = getattr(d, name)
         rule(0 <= value < math.inf, f"distil.{name}", value, "must be 0 or more, and a number")
     rule(1 <= d.steps <= 20, "distil.steps", d.steps, "must be 1 to 20")

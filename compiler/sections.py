@@ -241,6 +241,13 @@ class DistilConfig:
         "have them.",
         flag="--distil-hidden-weight",
     )
+    relation_weight: float = option(
+        0.0,
+        "Encoders: weight of the loss on how tokens attend in the last layer, by the relations of "
+        "queries, keys and values (MiniLM), which a student of any width or number of heads can "
+        "learn; 6 bytes a token and value of the teacher's width in the cache.",
+        flag="--distil-relation-weight",
+    )
     steps: int = option(
         1, "Heads and columns are left out in so many steps, with the epochs shared out between.",
         flag="--distil-steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from edgelm.compiler.context import Context, Source
 from edgelm.compiler.data import Dataset, load_dataset
 from edgelm.compiler.hf import load_tokenizer, uses_type_ids
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.intake import has_head
+from edgelm.compiler.passes.intake import find_model, has_head, read_source
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import default_max_tokens, is_trained
 from edgelm.runtime.errors import ModelError, RecipeError
 from edgelm.runtime.manifest import Pooling, Task, TextLimits
 from edgelm.targets.causal import check_pooling, is_causal
+from edgelm.targets.encoders import NAMES
 
 FEW_TEXTS = 30  # with fewer, one differing text is over 3 points
 
@@ -31,6 +33,7 @@ class Prepare(Pass):
         recipe, source = context.recipe, context.source
         assert source is not None
         check_cuts(recipe, source)
+        check_relations(recipe, source)
         check_smooth(recipe, source)
         context.data = data = load_dataset(
             recipe.data,
@@ -63,6 +66,23 @@ def check_cuts(recipe: Recipe, source: Source) -> None:
     from edgelm.compiler.distil.pruning import check
 
     check(AutoConfig.from_pretrained(source.folder, trust_remote_code=False), recipe)
+
+
+def check_relations(recipe: Recipe, source: Source) -> None:
+    """Raise ModelError unless teacher and student have queries, keys and values to relate."""
+    if not recipe.distil.relation_weight:
+        return
+    folders = [source.folder]
+    if recipe.distil.student is not None:
+        folders.append(find_model(replace(recipe, model=recipe.distil.student, revision=None)))
+    for folder in folders:
+        family = read_source(folder).model_type
+        if family not in NAMES:
+            raise ModelError(
+                f"distil.relation_weight: {folder} is a {family!r}: relations are learned by "
+                f"{', '.join(NAMES)}",
+                hint="leave distil.relation_weight (--distil-relation-weight) out",
+            )
 
 
 def check_smooth(recipe: Recipe, source: Source) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +221,7 @@ def prune_layers(model: Any, context: Context) -> tuple[Any, list[Shape]]:
 
 def loss_of(context: Context) -> Loss:
     """The loss of a student of this compile; without the teacher's answers that on the labels."""
-    from edgelm.compiler.distil import losses
+    from edgelm.compiler.distil import losses, relations
 
     assert context.task is not None
     task, distil = context.task, settled_distil(context.recipe)
@@ -230,7 +231,9 @@ def loss_of(context: Context) -> Loss:
     def loss(model: Any, inputs: dict[str, Any], said: dict[str, Any]) -> tuple[Any, Any]:
         labels = inputs.pop("labels", None)
         mask = inputs["attention_mask"]
-        outputs = model(**inputs, output_hidden_states=uses_hidden)
+        with ExitStack() as stack:
+            seen = stack.enter_context(relations.watched(model)) if distil.relation_weight else {}
+            outputs = model(**inputs, output_hidden_states=uses_hidden)
         if task.kind == "feature-extraction":
             found = pool(outputs.last_hidden_state, mask, task.pooling)
             total = losses.vectors(found, said["vectors"])
@@ -245,6 +248,9 @@ def loss_of(context: Context) -> Loss:
                 for k, state in enumerate(states)
             ]
             total = total + distil.hidden_weight * sum(parts) / len(parts)
+        if distil.relation_weight:
+            found = relations.loss(model, seen, said["relations"], mask)
+            total = total + distil.relation_weight * found
         return total, outputs
 
     return loss

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Teach(Pass):
             "data": context.data.digest(),
             "unlabelled": digest(unlabelled_texts(context)),
             "measured": measured(context.recipe),
+            "relations": context.recipe.distil.relation_weight != 0,
             "hidden": [context.recipe.prune.layers] if has_hidden(context.recipe) else None,
             "task": encode(context.task),
             "text": encode(context.text),
@@ -58,6 +60,8 @@ class Teach(Pass):
         }
 
     def run(self, context: Context, folder: Path) -> None:
+        from edgelm.compiler.distil import relations
+
         assert context.model_dir and context.task and context.text
         task = context.task
         tokenizer = load_tokenizer(context.model_dir)
@@ -68,6 +72,7 @@ class Teach(Pass):
             choose_layers(
                 context, folder, model, lambda: text_batches(rows, tokenizer, context.recipe.seed)
             )
+        has_relations = context.recipe.distil.relation_weight != 0
         layers = context.kept_layers if has_hidden(context.recipe) else []
 
         def answer(numbers: Sequence[int]) -> Values:
@@ -77,7 +82,8 @@ class Teach(Pass):
             batch = tokenizer.pad(
                 [{k: rows[i][k] for k in keys} for i in numbers], return_tensors="pt"
             )
-            with torch.inference_mode():
+            with torch.inference_mode(), ExitStack() as stack:
+                seen = stack.enter_context(relations.watched(model)) if has_relations else {}
                 out = model(**batch, output_hidden_states=bool(layers))
             mask = batch["attention_mask"]
             said: Values = {}
@@ -88,6 +94,8 @@ class Teach(Pass):
             if layers:
                 states = torch.stack([out.hidden_states[i + 1] for i in layers], 2)  # (B, T, K, H)
                 said["hidden"] = states[mask.bool()].half().numpy()
+            if has_relations:
+                said["relations"] = relations.answers(seen, mask).half().numpy()
             return said
 
         arrays = [
@@ -97,6 +105,9 @@ class Teach(Pass):
         ]
         if layers:
             arrays.append(Array("hidden", "float16", (len(layers), int(model.config.hidden_size))))
+        if has_relations:
+            shape = (len(relations.PARTS), relations.width(model))
+            arrays.append(Array("relations", "float16", shape))
         batches = [b.tolist() for b in plan_batches(np.array(lengths, np.int32), BATCHES)]
         texts = eval_texts(context)
         with torch_threads(context.recipe.threads):

@@ -121,6 +121,7 @@ def test_rules(keys: dict[str, Any]):
     for changed, says in (
         ({"distil.unlabelled": "x.txt"}, "is for encoders"),
         ({"distil.hidden_weight": 0.5}, "hidden states are not kept"),
+        ({"distil.relation_weight": 0.5}, "is for encoders"),
         ({"distil.max_drop": -0.1}, "must be 0 or more"),
         ({"task": "feature-extraction", "distil.direction": "reverse"}, "is for text-generation"),
         ({"task": "feature-extraction", "distil.max_drop": 1.5}, "must be 0 to 1"),

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from safetensors.numpy import load_file
 from tiny_data import labelled_rows, write_csv
 
 import edgelm
 from edgelm.compiler import compile, load_recipe
+from edgelm.compiler.distil import relations
 from edgelm.compiler.hf import load_model, load_tokenizer, reference_outputs
 from edgelm.compiler.passes import measure
 from edgelm.runtime.errors import ModelError, RecipeError, VerificationError
@@ -158,6 +160,50 @@ def test_embeddings_and_another_checkpoint(keys: dict[str, Any], tmp_path: Path)
     other = tiny.make_model(tmp_path / "other", "roberta", labels=None)
     with pytest.raises(ModelError, match="its vocabulary is not that of the teacher"):
         compiled(keys, distil__student=str(other))
+
+
+def test_a_student_of_another_width_learns_relations(keys: dict[str, Any], tmp_path: Path):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48}
+    config = AutoConfig.from_pretrained(keys["model"], **sizes)
+    torch.manual_seed(1)
+    narrow = tmp_path / "narrow"
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(narrow)
+    load_tokenizer(Path(keys["model"])).save_pretrained(narrow)
+    keys |= OTHER | {"distil.student": str(narrow), "distil.unlabelled": None}
+    keys |= {"distil.relation_weight": 5.0, "targets": ["onnx:fp32"]}
+    compiled(keys)
+    folder = student_of(keys)
+    student = load_model(folder / "model", TASK, new_head=False)
+    assert student.config.hidden_size == 24
+    losses = [
+        epoch["loss"] for epoch in json.loads((folder / "history.json").read_text())["epochs"]
+    ]
+    assert losses[-1] < losses[0]
+    teacher = load_model(Path(keys["model"]), TASK, new_head=False)
+    before = load_model(narrow, TASK, new_head=False)
+    given = load_tokenizer(Path(keys["model"]))(tiny.CORPUS, padding=True, return_tensors="pt")
+    mask = given["attention_mask"]
+
+    def relation_loss(model: Any) -> float:
+        with torch.no_grad():
+            with relations.watched(teacher) as seen:
+                teacher(**given)
+            said = relations.answers(seen, mask)
+            with relations.watched(model) as seen:
+                model(**given)
+            return float(relations.loss(model, seen, said, mask))
+
+    assert relation_loss(teacher) == pytest.approx(0, abs=1e-6)
+    assert relation_loss(student) < 0.9 * relation_loss(before)
+
+
+def test_relations_need_an_encoder_that_has_them(keys: dict[str, Any], tmp_path: Path):
+    other = tiny.make_model(tmp_path / "modern", "modernbert")
+    keys |= OTHER | {"distil.student": str(other), "distil.relation_weight": 1.0}
+    with pytest.raises(ModelError, match="relations are learned by bert"):
+        compiled(keys)
 
 
 WHOLE = {f"prune.{part}": None for part in ("layers", "heads", "ffn")}
