@@ -217,6 +217,8 @@ def _check_shrinking(recipe: Recipe, rule: Rule) -> None:
     rule(d.unlabelled is None or not generates, "distil.unlabelled", d.unlabelled, says)
     says = "is for text-generation"
     rule(d.direction == "forward" or generates, "distil.direction", d.direction, says)
+    rule(not d.samples or generates, "distil.samples", d.samples, says)
+    rule(0 <= d.samples <= 1, "distil.samples", d.samples, "must be 0 to 1")
     defaults = DistilConfig()
     embeds = recipe.task == "feature-extraction"
     says = "embeddings have no labels to soften: leave it out"

@@ -229,6 +229,14 @@ class DistilConfig:
         "teacher says most.",
         flag="--distil-direction",
     )
+    samples: float = option(
+        0.0,
+        "Generation: share of the batches, 0 to 1, whose answers the student draws itself at "
+        "temperature 1, for the teacher to judge their tokens (GKD). The teacher is in memory "
+        "then, and asked anew each time: nothing of it can be kept in the cache. Each such batch "
+        "costs the generation of its answers.",
+        flag="--distil-samples",
+    )
     label_weight: float = option(
         0.5,
         "Weight of the loss on given labels, or answers; that on the teacher's is 1.",

@@ -6,7 +6,7 @@ B rows, T tokens, N targets, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgelm.compiler.chat.asking import score
+from edgelm.compiler.chat.drawn import drawn_rows
 from edgelm.compiler.chat.finetune import check_samples
 from edgelm.compiler.chat.oracle import choose_scored
 from edgelm.compiler.chat.packing import IGNORED, collate, single_rows
@@ -114,13 +115,17 @@ class ChatShrink(Shrink):
         return partial(collate, pad_id=context.text.pad_id)
 
     def loss(self, context: Context) -> Loss:
+        import torch
         from torch.nn.functional import cross_entropy
 
         from edgelm.compiler.distil.losses import token_divergence
 
         distil = settled_distil(context.recipe)
+        own = self._loss_of_samples(context) if distil.samples else None
 
         def loss(model: Any, inputs: dict[str, Any], said: dict[str, Any]) -> tuple[Any, Any]:
+            if own is not None and float(torch.rand(())) < distil.samples:
+                return own(model, inputs)
             found, outputs = target_logits(model, inputs)
             total = token_divergence(
                 found,
@@ -134,6 +139,39 @@ class ChatShrink(Shrink):
                 given = cross_entropy(found.float(), labels[labels != IGNORED])
                 total = total + distil.label_weight * given
             return total, outputs
+
+        return loss
+
+    def _loss_of_samples(self, context: Context) -> Callable[[Any, dict[str, Any]], Any]:
+        """(student, batch) -> the loss on answers that the student draws, and its outputs."""
+        import torch
+
+        from edgelm.compiler.distil.losses import token_divergence
+
+        assert context.model_dir and context.task and context.text
+        distil, end_ids, limits = settled_distil(context.recipe), context.task.end_ids, context.text
+        teacher = load_model(context.model_dir, context.task, new_head=False)
+
+        def loss(model: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+            rows = drawn_rows(
+                model,
+                inputs,
+                end_ids=end_ids,
+                pad_id=limits.pad_id,
+                max_tokens=limits.max_tokens,
+            )
+            device = inputs["input_ids"].device
+            batch = {k: v.to(device) for k, v in collate(rows, limits.pad_id).items()}
+            with torch.no_grad():
+                wanted, _ = target_logits(teacher.to(device), batch)
+            found, outputs = target_logits(model, batch)
+            value = token_divergence(
+                found,
+                torch.log_softmax(wanted.float() / distil.temperature, -1),
+                temperature=distil.temperature,
+                direction=distil.direction,
+            )
+            return value, outputs
 
         return loss
 

@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 import tiny_chat
+import torch
+from safetensors.numpy import load_file
 from tiny_data import write_jsonl
 
 from edgelm.compiler import compile, load_recipe
+from edgelm.compiler.chat.drawn import drawn_rows
+from edgelm.compiler.chat.packing import collate
 from edgelm.compiler.distil import teacher
+from edgelm.compiler.hf import load_model
 from edgelm.compiler.passes import measure
 from edgelm.runtime.errors import ModelError, RecipeError, VerificationError
-from edgelm.runtime.manifest import Manifest
+from edgelm.runtime.manifest import Manifest, Task
 from edgelm.runtime.progress import Progress
 
 
@@ -117,11 +122,72 @@ def test_another_checkpoint(keys: dict[str, Any], tmp_path: Path):
         compiled(keys | {"distil.student": str(other)})
 
 
+def test_a_student_learns_on_its_own_answers(keys: dict[str, Any]):
+    """And what an interrupted training goes on to is the same."""
+    keys |= {"distil.samples": 0.7, "distil.direction": "reverse", "prune.heads": None}
+    compiled(keys)
+    (folder,) = Path(keys["cache_dir"]).glob("shrink/[!.]*")
+    losses = [e["loss"] for e in json.loads((folder / "history.json").read_text())["epochs"]]
+    assert losses[-1] < losses[0]
+    weights = load_file(folder / "model" / "model.safetensors")
+    Path(keys["cache_dir"], "shrink").rename(Path(keys["cache_dir"], "undisturbed"))
+    with pytest.raises(KeyboardInterrupt):
+        compile(load_recipe(None, keys), InterruptingTraining())
+    assert list(Path(keys["cache_dir"]).glob("shrink/.*.partial/step-1/checkpoints/checkpoint-4"))
+    compiled(keys)
+    (folder,) = Path(keys["cache_dir"]).glob("shrink/[!.]*")
+    again = load_file(folder / "model" / "model.safetensors")
+    assert all((again[name] == value).all() for name, value in weights.items())
+
+
+class InterruptingTraining(Progress):
+    """Ctrl-C in the second of three epochs of 4 steps."""
+
+    def __init__(self) -> None:
+        super().__init__("quiet")
+
+    def advance(self, done: int, total: int | None = None, detail: str = "") -> None:
+        if (done, total) == (6, 12):
+            raise KeyboardInterrupt
+
+
+def test_rows_that_a_model_draws(tmp_path: Path):
+    """Prompts stay, answers are those of a loop over the model's own distributions."""
+    folder = tiny_chat.make_chat_model(tmp_path / "model")
+    model = load_model(folder, Task(kind="text-generation"), new_head=False)
+    model.train()
+    rows = [
+        {"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, 6, -100, -100, 9, 10]},
+        {"input_ids": [20, 21, 22, 23, 24, 25], "labels": [-100, -100, 22, 23, 24, 25]},
+    ]
+    options: dict[str, Any] = {"end_ids": (2, 40), "pad_id": 0, "max_tokens": 64}
+    torch.manual_seed(3)
+    first = drawn_rows(model, collate(rows, 0), **options)
+    torch.manual_seed(3)
+    again = drawn_rows(model, collate(rows, 0), **options)
+    assert first == again and model.training
+    for row, prompt in zip(first, ([5, 6, 7, 8], [20, 21]), strict=True):
+        answer = row["input_ids"][len(prompt) :]
+        assert row["input_ids"][: len(prompt)] == prompt
+        assert row["labels"] == [-100] * len(prompt) + answer
+        assert 1 <= len(answer) <= 4 and not set(answer[:-1]) & {2, 40}
+    model.eval()
+    with torch.no_grad():
+        chances = model(input_ids=torch.tensor([[20, 21]])).logits[0, -1].softmax(-1)
+    many = [{"input_ids": [20, 21, 22], "labels": [-100, -100, 22]}] * 4000
+    tokens = [row["input_ids"][2] for row in drawn_rows(model, collate(many, 0), **options)]
+    shares = torch.bincount(torch.tensor(tokens), minlength=len(chances)) / len(tokens)
+    assert float((shares - chances).abs().max()) < 0.03
+    assert shares.count_nonzero() > 50  # of a nearly flat distribution, so of all tokens
+
+
 def test_rules(keys: dict[str, Any]):
     for changed, says in (
         ({"distil.unlabelled": "x.txt"}, "is for encoders"),
         ({"distil.hidden_weight": 0.5}, "hidden states are not kept"),
         ({"distil.relation_weight": 0.5}, "is for encoders"),
+        ({"distil.samples": 1.5}, "must be 0 to 1"),
+        ({"task": "feature-extraction", "distil.samples": 0.5}, "is for text-generation"),
         ({"distil.max_drop": -0.1}, "must be 0 or more"),
         ({"task": "feature-extraction", "distil.direction": "reverse"}, "is for text-generation"),
         ({"task": "feature-extraction", "distil.max_drop": 1.5}, "must be 0 to 1"),

@@ -35,6 +35,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # without which a leaf is refused
     "adapter": {"task": "text-generation"},
     "data.kind": {"task": "text-generation"},
     "distil.direction": {"task": "text-generation"},
+    "distil.samples": {"task": "text-generation"},
     "prune.vocab": {"data.train": "t.csv"},
     "prune.vocab_size": {"data.train": "t.csv", "prune.vocab": True},
     "prune.vocab_texts": {"prune.vocab": True},
