@@ -51,6 +51,11 @@ def single_rows(samples: Sequence[Sample]) -> list[Row]:
     return [{"input_ids": list(s.ids), "labels": _labels(s)} for s in samples]
 
 
+def n_predicted(row: Row) -> int:
+    """Targets of a row that the model predicts: all but one at its very start."""
+    return sum(label != IGNORED for label in row["labels"][1:])
+
+
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
     """A torch batch (B, T), padded on the right."""
     import torch

@@ -17,7 +17,7 @@ from edgelm.compiler.chat.asking import score
 from edgelm.compiler.chat.drawn import drawn_rows
 from edgelm.compiler.chat.finetune import check_samples
 from edgelm.compiler.chat.oracle import choose_scored
-from edgelm.compiler.chat.packing import IGNORED, collate, single_rows
+from edgelm.compiler.chat.packing import IGNORED, collate, n_predicted, single_rows
 from edgelm.compiler.chat.samples import render_all
 from edgelm.compiler.context import Context
 from edgelm.compiler.distil.probes import token_batches
@@ -83,7 +83,7 @@ class ChatTeach(Teach):
             record(
                 folder / ANSWERS,
                 token_arrays(int(model.get_input_embeddings().num_embeddings)),
-                [sum(label != IGNORED for label in row["labels"][1:]) for row in rows],
+                [n_predicted(row) for row in rows],
                 [batch.tolist() for batch in plan_batches(lengths, BATCHES)],
                 answer,
                 context.progress.advance,

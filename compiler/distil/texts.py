@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from edgelm.compiler.distil.teacher import ROW
 from edgelm.runtime.errors import DataError
 from edgelm.runtime.examples import Example
 from edgelm.runtime.files import storage_errors
-from edgelm.runtime.manifest import Task
+from edgelm.runtime.manifest import Task, TextLimits
+from edgelm.runtime.tokenizer import Text
 
 UNLABELLED = -100  # the label of a text without one; of label sets, of each label
 
@@ -24,23 +26,34 @@ def learning_rows(context: Context, tokenizer: Any) -> list[dict[str, Any]]:
     assert context.task and context.data and context.text
     task, text = context.task, context.text
     examples = [*context.data.train, *(_bare(t) for t in unlabelled_texts(context))]
-    if task.kind == "feature-extraction":  # both sides of a pair are texts of their own
-        examples = [_bare(t) for e in examples for t in (e.text, e.pair) if t is not None]
+    if task.kind == "feature-extraction":
+        examples = [_bare(t) for t in single_texts(examples)]
     if not examples:
         raise DataError("no text is left to ask the teacher about")
     rows: list[dict[str, Any]] = []
     labels = _labels(task, examples)
     for i, example in enumerate(examples):
-        item = as_text(example)
-        encoded = tokenizer(
-            *(item if isinstance(item, tuple) else (item,)),
-            truncation=True,
-            max_length=text.max_tokens,
-            return_token_type_ids=text.type_ids,
-        )
+        encoded = tokenized(tokenizer, as_text(example), text)
         given = {} if labels is None else {"labels": labels[i]}
         rows.append({**encoded, **given, ROW: i})
     return rows
+
+
+def tokenized(tokenizer: Any, text: Text, limits: TextLimits) -> dict[str, Any]:
+    """A row of a text or a pair, cut, without padding."""
+    parts = text if isinstance(text, tuple) else (text,)
+    found = tokenizer(
+        *parts,
+        truncation=True,
+        max_length=limits.max_tokens,
+        return_token_type_ids=limits.type_ids,
+    )
+    return dict(found)
+
+
+def single_texts(examples: Sequence[Example]) -> list[str]:
+    """The texts of embeddings: both sides of a pair are texts of their own."""
+    return [text for e in examples for text in (e.text, e.pair) if text is not None]
 
 
 def unlabelled_texts(context: Context) -> list[str]:

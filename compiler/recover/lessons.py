@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 from edgelm.compiler.chat.finetune import check_samples
-from edgelm.compiler.chat.packing import IGNORED, can_pack, collate, packed_rows, single_rows
+from edgelm.compiler.chat.packing import can_pack, collate, n_predicted, packed_rows, single_rows
 from edgelm.compiler.chat.samples import render_all
 from edgelm.compiler.chat.student import target_logits
 from edgelm.compiler.context import Context, as_text
 from edgelm.compiler.distil import losses
 from edgelm.compiler.distil.teacher import Array, Values, token_arrays, token_values
+from edgelm.compiler.distil.texts import single_texts, tokenized
 from edgelm.compiler.distil.trainer import Collate, Loss
 from edgelm.compiler.hf import load_tokenizer, pool
 from edgelm.runtime.tokenizer import Text
@@ -72,7 +73,7 @@ def _of_tokens(context: Context, model: Any) -> Lesson:
         rows,
         partial(collate, pad_id=context.text.pad_id),
         token_arrays(int(model.get_input_embeddings().num_embeddings)),
-        [sum(label != IGNORED for label in row["labels"][1:]) for row in rows],
+        [n_predicted(row) for row in rows],
         lambda model, batch: token_values(target_logits(model, batch)[0]),
         loss,
         "random" if is_packed else "group_by_length",
@@ -85,20 +86,11 @@ def _of_texts(context: Context, model: Any) -> Lesson:
     from transformers import DataCollatorWithPadding
 
     task, tokenizer = context.task, load_tokenizer(context.model_dir)
-    texts: list[Text] = [as_text(example) for example in context.data.train]
-    if task.kind == "feature-extraction":  # a pair is two texts
-        texts = [t for e in context.data.train for t in (e.text, e.pair) if t is not None]
-    rows: list[Row] = [
-        dict(
-            tokenizer(
-                *(text if isinstance(text, tuple) else (text,)),
-                truncation=True,
-                max_length=context.text.max_tokens,
-                return_token_type_ids=context.text.type_ids,
-            )
-        )
-        for text in texts
-    ]
+    train = context.data.train
+    texts: list[Text] = [as_text(example) for example in train]
+    if task.kind == "feature-extraction":
+        texts = [*single_texts(train)]
+    rows: list[Row] = [tokenized(tokenizer, text, context.text) for text in texts]
 
     def answers(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         outputs = model(**batch)
