@@ -53,8 +53,8 @@ def recipe_markdown() -> str:
     lines = [
         "# The recipe",
         "",
-        "Generated from the classes in `compiler/recipe.py` and `compiler/sections.py`; do not "
-        "edit. A recipe is a YAML file, "
+        "Generated from the classes in `compiler/recipe.py`, `sections.py` and `shrinking.py`; do "
+        "not edit. A recipe is a YAML file, "
         "`edgelm init` writes one; each key is also an option of `edgelm compile`, which goes over "
         "the file. Unknown keys are refused. `docs/recipe.schema.json` is the JSON Schema for "
         "editors.",

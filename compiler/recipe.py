@@ -17,16 +17,15 @@ from edgelm.compiler.rules import check, split_target
 from edgelm.compiler.sections import (
     BudgetConfig,
     DataConfig,
-    DistilConfig,
     GgufConfig,
     LoraConfig,
     MeasureConfig,
-    PruneConfig,
     QuantizeConfig,
     RecoverConfig,
     TrainConfig,
     VerifyConfig,
 )
+from edgelm.compiler.shrinking import DistilConfig, PruneConfig
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.manifest import Pooling, TaskKind
 from edgelm.runtime.schema import SchemaError, decode, encode

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edgelm.compiler.sections import DistilConfig, PruneConfig
+from edgelm.compiler.shrinking import DistilConfig, PruneConfig
 from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import nearest

@@ -20,7 +20,8 @@ from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.machine import cpu_has
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.recipe import Recipe
-from edgelm.compiler.sections import DistilConfig, LoraConfig, TrainConfig
+from edgelm.compiler.sections import LoraConfig, TrainConfig
+from edgelm.compiler.shrinking import DistilConfig
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import encode, nearest
 

@@ -35,7 +35,7 @@ from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.intake import read_json
 from edgelm.compiler.passes.lower import calibration_texts
 from edgelm.compiler.passes.merge import narrow
-from edgelm.compiler.sections import SparsityPattern
+from edgelm.compiler.shrinking import SparsityPattern
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.tokenizer import Text
 

@@ -15,7 +15,7 @@ from edgelm.compiler.passes.lower import check_target
 from edgelm.compiler.pipeline import cache_root, steps
 from edgelm.compiler.recipe import Recipe, with_overrides
 from edgelm.compiler.recover.settings import recovery
-from edgelm.compiler.sections import DistilConfig
+from edgelm.compiler.shrinking import DistilConfig
 from edgelm.compiler.training import is_trained
 from edgelm.compiler.tune.axes import Overrides, is_stated, models, targets
 from edgelm.compiler.tune.budget import Budget, Figures, read_budget

@@ -12,7 +12,7 @@ from edgelm.compiler import compile, load_recipe
 from edgelm.compiler.distil import pruning
 from edgelm.compiler.distil.pruning import Shape
 from edgelm.compiler.hf import load_model
-from edgelm.compiler.sections import PruneConfig
+from edgelm.compiler.shrinking import PruneConfig
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task, read_manifest
 from edgelm.targets.encoders import NAMES
