@@ -6,10 +6,18 @@ import os
 import platform
 from pathlib import Path
 
+from edgelm.compiler.cache import digest
+
 
 def machine_id() -> list[str]:
     """Processor and its instructions, cores, system; equal on equal machines."""
     return [platform.machine(), platform.system(), str(os.cpu_count()), *_cpu()]
+
+
+def machine_name() -> str:
+    """`x86_64 Linux, 8 cores, 3f2a9c01`: equal on equal machines, and only there."""
+    system, cores = machine_id()[:2], machine_id()[2]
+    return f"{' '.join(system)}, {cores} cores, {digest(machine_id())[:8]}"
 
 
 def cpu_has(flag: str) -> bool:

@@ -277,6 +277,7 @@ def _check_budget(recipe: Recipe, rule: Rule) -> None:
         "must be over 0, and at most 1: metrics are shares",
     )  # fmt: skip
     rule(1 <= b.halving <= 10, "budget.halving", b.halving, "must be 1 to 10")
+    rule(b.study != "", "budget.study", b.study, "must be a URL, or the path of a journal file")
     rule(m.batch >= 1, "measure.batch", m.batch, "must be at least 1")
     rule(m.tokens is None or m.tokens >= 4, "measure.tokens", m.tokens, "must be at least 4")
     if m.tokens is not None:

@@ -292,6 +292,13 @@ class BudgetConfig:
         "in place of this machine's.",
         flag="--device-profile",
     )
+    study: str | None = option(
+        None,
+        "Share the search with the same on other machines, through a storage of optuna: "
+        "sqlite:///FILE, postgresql://USER@HOST/NAME, mysql://…, or the path of a journal file, "
+        "which may be on NFS. Left out: with those on the same cache_dir.",
+        flag="--study",
+    )
 
     @property
     def has_bounds(self) -> bool:

@@ -50,8 +50,9 @@ def command(
     The budget is the recipe's section `budget`: --max-size, --max-drop, --max-latency and others.
     Targets, precisions and vocabularies are varied where the recipe leaves them open. Every point
     is compiled and measured on this machine as `edgelm compile` does it, up to the bundle; stopped,
-    the same command goes on where it was, and run beside itself on one --cache-dir it shares the
-    work. The best point's recipe is written to --best, for `edgelm compile`, plots to --report.
+    the same command goes on where it was, and run beside itself on one --cache-dir, or anywhere
+    with one --study, it shares the work. The best point's recipe is written to --best, for `edgelm
+    compile`, plots to --report.
     """
     from edgelm.compiler.report import render_search
     from edgelm.compiler.tune import make_plan, search

@@ -41,6 +41,7 @@ class Search:
     most_latency_ms: float | None
     seconds: float
     points: tuple[SearchPoint, ...]
+    machines: tuple[str, ...] = ()  # that latency and memory were measured on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,15 @@ def search_section(found: Search) -> Section:
     said = f"{plural(len(found.points), 'point')}, {tried} of them made, in {found.seconds:,.0f} s."
     blocks: list[Block] = [Paragraph(said)]
     figures = [
-        _figure(found, "size, MB", lambda p: _scaled(p.size_bytes), _scaled(found.most_bytes)),
-        _figure(found, "latency, ms", lambda p: p.latency_ms, found.most_latency_ms),
+        _figure(found, "size, MB", lambda p: _scaled(p.size_bytes), _scaled(found.most_bytes))
     ]
+    if len(found.machines) > 1:
+        machines = "; ".join(found.machines)
+        said = f"Latency and memory, of several machines, are not compared: {machines}."
+        blocks.append(Paragraph(said))
+    else:
+        bound = found.most_latency_ms
+        figures.append(_figure(found, "latency, ms", lambda p: p.latency_ms, bound))
     shown = tuple(figure for figure in figures if figure is not None)
     blocks += [Figures(shown)] if shown else []
     head = ("point", "outcome", "MB", found.quality, f"drop, {found.drop_unit}", "ms", "memory MB")

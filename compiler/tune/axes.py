@@ -7,7 +7,7 @@ A point takes one value of each axis that fits. A key that the recipe states is 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,16 @@ def models(recipe: Recipe, *, decoder: bool) -> Iterator[tuple[str, Overrides, t
         name = ", ".join(name for name, overrides in taken if overrides)
         changes = {key: value for _, overrides in taken for key, value in overrides.items()}
         yield name or "whole model", changes, place
+
+
+def settings(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Of models by such names the value of each axis that any of them varies."""
+    said = {name: dict(part.split(" ", 1) for part in name.split(", ")) for name in names}
+    varied = [axis for axis in AXES if any(axis.name in values for values in said.values())]
+    return {
+        name: {axis.name: values.get(axis.name, next(iter(axis.values))) for axis in varied}
+        for name, values in said.items()
+    }
 
 
 def is_stated(recipe: Recipe, key: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgelm.compiler.cache import StageCache, digest
@@ -23,6 +24,7 @@ from edgelm.compiler.tune.effort import learning_s, products_per_s, training_s, 
 from edgelm.compiler.tune.floors import Weights, count_weights, least_bytes
 from edgelm.compiler.tune.space import ORIGIN, Model, Plan, Point, Training, for_targets, fresh
 from edgelm.runtime.errors import (
+    MissingExtra,
     ModelError,
     RecipeError,
     TargetUnavailable,
@@ -36,8 +38,10 @@ from edgelm.targets.causal import is_causal
 
 def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     """Lay out the points; passes before the training are run. Raises what they do, and RecipeError,
-    UsageError, TargetUnavailable."""
+    UsageError, TargetUnavailable, MissingExtra."""
     require_compile_extra()
+    if recipe.budget.study is not None and find_spec("optuna") is None:
+        raise MissingExtra("optuna", "tune")
     budget = read_budget(recipe)
     file = recipe.budget.device_profile
     profile = None if file is None else read_profile(Path(file).expanduser())

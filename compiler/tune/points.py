@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgelm.compiler.context import Context, VariantState
+from edgelm.compiler.machine import machine_name
 from edgelm.compiler.packing import manifest_variant
 from edgelm.compiler.pipeline import steps
 from edgelm.compiler.tune.budget import Figures, latency_ms, quality_value
@@ -45,7 +46,7 @@ def measure(point: Point, context: Context, profile: DeviceProfile | None) -> No
         except TargetUnavailable as err:
             point.close("failed", err.message)
             return
-        found = state.measured
+        found, point.measured_on = state.measured, machine_name()
     if found is not None:
         point.figures = replace(
             point.figures, latency_ms=latency_ms(found), memory_bytes=found.memory_bytes

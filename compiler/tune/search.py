@@ -5,7 +5,8 @@ point is left as soon as it misses a bound: after lowering by its size, after ve
 quality. Many trainings are begun with few epochs, and the promising ones done in full. What is left
 is measured at the end, when nothing else runs.
 
-Several processes may run the same search: turns.py.
+Several processes may run the same search: turns.py. What is made for a study is measured at once,
+as no other process could measure it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -28,8 +30,9 @@ from edgelm.compiler.tune.budget import (
 from edgelm.compiler.tune.drafts import rate
 from edgelm.compiler.tune.front import pareto_front
 from edgelm.compiler.tune.halving import Rung, rungs
+from edgelm.compiler.tune.outcome import Outcome, PointOutcome
 from edgelm.compiler.tune.space import Model, Plan, Point, groups
-from edgelm.compiler.tune.turns import Attempt, in_turns, part_name, taken
+from edgelm.compiler.tune.turns import Attempt, part_name, sharing, taken
 from edgelm.runtime.errors import ModelError, RecipeError, TargetUnavailable, VerificationError
 from edgelm.runtime.progress import Progress
 
@@ -81,20 +84,17 @@ class _Search:
 
     def run(self) -> Found:
         plan = self.plan
-        cache = plan.models[0].context.cache
+        take_turns = sharing(plan, self.progress, self)
         for batch in self.batches():
-            for attempt in in_turns(cache, plan.recipe, batch):
-                if attempt.part == 1:
-                    self.make(attempt.model)
-                else:
-                    self.rate(attempt)
+            with closing(take_turns(batch)) as attempts:
+                for attempt in attempts:
+                    if attempt.part == 1:
+                        self.make(attempt.model)
+                    else:
+                        self.rate(attempt)
         for point in plan.points:  # some were made before the reference was known
             self.judge(point)
-        with taken(cache, ["measure", machine_id()]):
-            for model in plan.models:
-                for point in model.points:
-                    if point.state == "made":
-                        points.measure(point, model.context, plan.profile)
+        self.measure(plan.models)
         for point in plan.points:
             self.conclude(point)
         met = [p for p in plan.points if p.state == "meets"]
@@ -106,6 +106,42 @@ class _Search:
             front=self.front(),
             seconds=self.clock() - self.started,
         )
+
+    def tell(self, attempt: Attempt) -> Outcome:
+        """For other processes: what was found of a model, measured."""
+        model, is_whole = attempt.model, attempt.part == 1
+        self.measure([model])
+        return Outcome(
+            quality=self.quality,
+            reference=self.values.get(model.name),
+            promise=None if is_whole else self.promises.get(model.name),
+            points={p.spec: PointOutcome.of(p) for p in model.points},
+        )
+
+    def hear(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Take over what another process found of a model."""
+        model = attempt.model
+        self.quality = self.quality or outcome.quality
+        if outcome.promise is not None:
+            self.promises[model.name] = outcome.promise
+        if outcome.reference is not None:
+            self.values[model.name] = outcome.reference
+            if model is self.plan.models[0]:
+                self.reference = outcome.reference
+        for point in model.points:
+            outcome.points[point.spec].take_over(point)
+        for point in self.plan.points:
+            self.judge(point)
+
+    def measure(self, models: Sequence[Model]) -> None:
+        """What was made here, while no other process on the cache measures."""
+        cache = self.plan.models[0].context.cache
+        with taken(cache, ["measure", machine_id()]):
+            for model in models:
+                for point in model.points:
+                    here = point.variant in model.context.variants
+                    if here and point.state == "made" and not point.measured_on:
+                        points.measure(point, model.context, self.plan.profile)
 
     def batches(self) -> Iterator[list[Attempt]]:
         """What is to be tried next; which that is depends on how the batches before it went."""
@@ -268,20 +304,25 @@ class _Search:
 
     def rank(self, point: Point) -> tuple[float, ...]:
         """Best first: by quality, then latency, then size."""
-        return costs(self.quality, point)[:3]
+        return self.costs(point)[:3]
 
     def front(self) -> list[Point]:
         """Of the points whose quality is known; by latency and memory where all have them."""
         known = [p for p in self.plan.points if p.figures.metric is not None]
         known = [p for p in known if p.state in ("meets", "misses")]
-        rows = [costs(self.quality, p) for p in known]
+        rows = [self.costs(p) for p in known]
         return [p for p, on in zip(known, pareto_front(rows), strict=True) if on]
+
+    def costs(self, point: Point) -> tuple[float, float, float, float]:
+        """Loss, latency, size and memory; of several machines latency and memory do not count."""
+        loss, latency, size, memory = costs(self.quality, point)
+        return (loss, 0, size, 0) if len(self.plan.machines) > 1 else (loss, latency, size, memory)
 
     def left_s(self) -> float:
         """Of the time budget, what is free for making points."""
         if self.plan.budget.time_s is None:
             return math.inf
-        made = sum(p.state == "made" for p in self.plan.points)
+        made = sum(p.state == "made" and not p.measured_on for p in self.plan.points)
         return self.plan.budget.time_s - (self.clock() - self.started) - MEASURE_S * made
 
     def has_time_for(self, model: Model, part: Fraction = Fraction(1)) -> bool:

@@ -38,6 +38,9 @@ def found_text(found: Found) -> str:
     unit = _drop_unit(found)
     head = ["  point", "MB", found.quality or "-", f"drop, {unit}", "ms", "memory MB", "outcome"]
     lines = [format_table(head, rows), "", "* no other is at least as good in everything"]
+    if len(found.plan.machines) > 1:
+        machines = "; ".join(found.plan.machines)
+        lines.append(f"latency and memory, of several machines, are not compared: {machines}")
     if found.untried:
         lines.append(
             f"no time was left for {len(found.untried)} of {len(found.plan.points)} points"
@@ -52,6 +55,7 @@ def found_json(found: Found) -> dict[str, Any]:
         "quality": found.quality,
         "reference": found.reference,
         "seconds": round(found.seconds, 1),
+        "machines": found.plan.machines,
         "best": None if found.best is None else found.best.name,
         "points": [{**point_json(p), "front": id(p) in front} for p in ordered(found)],
     }
@@ -68,6 +72,7 @@ def found_report(found: Found) -> Search:
         most_bytes=limits.get("size_bytes"),
         most_latency_ms=limits.get("latency_ms"),
         seconds=found.seconds,
+        machines=tuple(found.plan.machines),
         points=tuple(
             SearchPoint(
                 name=p.name,
@@ -104,6 +109,7 @@ def point_json(point: Point) -> dict[str, Any]:
         "reason": point.reason,
         "floor_bytes": point.floor_bytes,
         **asdict(point.figures),
+        "measured_on": point.measured_on or None,
     }
 
 

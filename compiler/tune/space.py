@@ -34,6 +34,7 @@ class Point:
     figures: Figures = field(default_factory=Figures)
     state: State = "open"
     reason: str = ""  # why it is not open, nor meets the budget
+    measured_on: str = ""  # the machine that latency and memory are of, if any
 
     @property
     def name(self) -> str:
@@ -104,6 +105,11 @@ class Plan:
     def points(self) -> list[Point]:
         """All points, in the order in which they are made."""
         return [p for model in self.models for p in model.points]
+
+    @property
+    def machines(self) -> list[str]:
+        """Those that latency and memory were measured on; with several these are not compared."""
+        return sorted({p.measured_on for p in self.points if p.measured_on})
 
     @property
     def needs_full(self) -> bool:
