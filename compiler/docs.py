@@ -16,9 +16,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
+from edgelm.compiler.demands import LimitsConfig
 from edgelm.compiler.options import Leaf, leaves, sections
 from edgelm.compiler.recipe import Recipe
-from edgelm.compiler.sections import LimitsConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,8 +53,8 @@ def recipe_markdown() -> str:
     lines = [
         "# The recipe",
         "",
-        "Generated from the classes in `compiler/recipe.py`, `sections.py` and `shrinking.py`; do "
-        "not edit. A recipe is a YAML file, "
+        "Generated from the classes in `compiler/recipe.py`, `sections.py`, `shrinking.py` and "
+        "`demands.py`; do not edit. A recipe is a YAML file, "
         "`edgelm init` writes one; each key is also an option of `edgelm compile`, which goes over "
         "the file. Unknown keys are refused. `docs/recipe.schema.json` is the JSON Schema for "
         "editors.",

@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from edgelm.compiler.demands import BudgetConfig, MeasureConfig, VerifyConfig
 from edgelm.compiler.options import Leaf, leaves, option, section, sections
 from edgelm.compiler.rules import check, split_target
 from edgelm.compiler.sections import (
-    BudgetConfig,
     DataConfig,
     GgufConfig,
     LoraConfig,
-    MeasureConfig,
     QuantizeConfig,
     RecoverConfig,
     TrainConfig,
-    VerifyConfig,
 )
 from edgelm.compiler.shrinking import DistilConfig, PruneConfig
 from edgelm.runtime.errors import RecipeError

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgelm.compiler.demands import Varied
 from edgelm.compiler.options import leaves
 from edgelm.compiler.recipe import Recipe
-from edgelm.compiler.sections import Varied
 from edgelm.runtime.manifest import TaskKind
 
 Overrides = dict[str, Any]  # recipe key -> value
