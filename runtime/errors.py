@@ -15,7 +15,7 @@
     |  |- BundleNotFound
     |  |- BundleVersionError
     |  `- TamperedError          a file is not the one that was packed
-    `- StorageError        (5)   the disk: full, read-only, no permission
+    `- StorageError        (5)   the disk: full, read-only, no permission; a study's storage
 
 A message names the value and the rule it breaks; `hint` says what to do next.
 """
@@ -126,6 +126,6 @@ class TamperedError(BundleError):
 
 
 class StorageError(EdgelmError):
-    """The disk refuses: full, read-only, or no permission."""
+    """The disk refuses: full, read-only, or no permission; or the storage of a study does."""
 
     exit_code = 5
