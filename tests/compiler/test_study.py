@@ -21,12 +21,13 @@ from tiny_data import labelled_rows, write_csv
 from edgelm.compiler import load_recipe
 from edgelm.compiler.cache import StageCache
 from edgelm.compiler.passes import measure
+from edgelm.compiler.report import render_search
 from edgelm.compiler.tune import make_plan, search, study
 from edgelm.compiler.tune.axes import settings
 from edgelm.compiler.tune.budget import Figures
 from edgelm.compiler.tune.identity import study_name
 from edgelm.compiler.tune.outcome import Outcome, PointOutcome
-from edgelm.compiler.tune.show import point_json
+from edgelm.compiler.tune.show import found_report, found_text, point_json
 from edgelm.compiler.tune.storage import open_storage, shown
 from edgelm.compiler.tune.study import Study
 from edgelm.runtime.errors import MissingExtra, RecipeError, StorageError
@@ -232,6 +233,26 @@ def test_the_same_search_has_the_same_name_anywhere(stated: dict[str, Any], tmp_
     assert len({first, *others}) == 7
 
 
+@pytest.mark.parametrize(("machines", "best"), [("aa", "onnx:fp32"), ("ab", "gguf:q8_0")])
+def test_latencies_of_unlike_machines_are_not_compared(
+    stated: dict[str, Any], machines: str, best: str
+) -> None:
+    plan = make_plan(load_recipe(None, stated | {"budget.vary": ["targets"]}), QUIET)
+    fast, small = plan.points
+    fast.figures, small.figures = Figures(20, 0.9, None, 1.0, 8), Figures(10, 0.9, None, 2.0, 9)
+    for point, machine in zip(plan.points, machines, strict=True):
+        point.state, point.measured_on = "made", machine
+    found = search(plan, QUIET)
+    assert found.best is not None
+    assert found.best.spec == best
+    assert ("not compared: a; b" in found_text(found)) == (machines == "ab")
+    assert [p.spec for p in found.front] == (
+        [best] if machines == "ab" else [fast.spec, small.spec]
+    )
+    page = render_search(found_report(found), "tiny", None)
+    assert ("of several machines, are not compared: a; b" in page) == (machines == "ab")
+
+
 def tune(stated: dict[str, Any], folder: Path, url: str) -> subprocess.Popen[str]:
     """`edgelm tune` on a cache of its own, whose beats are fast."""
     folder.mkdir(exist_ok=True)
@@ -332,7 +353,8 @@ def test_an_interrupted_search_goes_on(stated: dict[str, Any], tmp_path: Path) -
     assert "Traceback" not in err
     assert states(url) == [TrialState.FAIL]  # at once
     found, n_trained = ended(tune(stated, tmp_path / "own", url))
-    assert n_trained == 1  # the other is kept
+    assert n_trained == 0  # it is kept, and good enough for the other to be needless
+    assert {p["state"] for p in found["points"]} == {"meets", "needless"}
     assert found["best"] is not None
 
 
