@@ -22,7 +22,7 @@ from edgelm.targets.base import Lowered
 
 if TYPE_CHECKING:
     from edgelm.compiler.report.data import Search
-    from edgelm.targets.gguf.rounding.table import Table
+    from edgelm.targets.costs import Table
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,11 @@ class Context:
     model_key: str = ""  # digest of what made it; whoever sets model_dir sets this
     tokenizer_dir: Path | None = None
     imatrix: Path | None = None  # importance matrix for GGUF's quantized types
-    curvature: Path | None = None  # what errors of each matrix cost
-    table: Table | None = None  # what each type of each matrix takes and costs
-    types: dict[str, str] = field(default_factory=dict[str, str])  # of gguf:auto's tensors
+    # of the precision auto, by target: what errors of each matrix cost, what each type of each
+    # matrix takes and costs, and the types chosen
+    curvatures: dict[str, Path] = field(default_factory=dict[str, Path])
+    tables: dict[str, Table] = field(default_factory=dict)
+    types: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     # variant -> Hugging Face model of values that it can hold, and how that was found
     recovered: dict[str, Path] = field(default_factory=dict[str, Path])
     recoveries: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])

@@ -19,7 +19,7 @@ from edgelm.compiler.chat.verify import ChatVerify
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.allocate import allocate_passes
+from edgelm.compiler.passes.allocate import Floor, allocate_passes, is_auto
 from edgelm.compiler.passes.finetune import Finetune
 from edgelm.compiler.passes.gate import Gate
 from edgelm.compiler.passes.imatrix import imatrix_passes
@@ -166,7 +166,8 @@ def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
     """The passes of a recipe, in order. Every variant is verified before any is measured."""
     found = steps(recipe)
     verified = [p for m, v in zip(found.made, found.verify, strict=True) for p in (*m, v)]
-    return [*found.source, *found.model, *verified, Gate(), *found.measure, pack]
+    floor = [Floor()] if any(map(is_auto, recipe.targets)) else []
+    return [*found.source, *floor, *found.model, *verified, Gate(), *found.measure, pack]
 
 
 def output_path(recipe: Recipe) -> Path:

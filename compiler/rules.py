@@ -12,7 +12,8 @@ from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import nearest
 from edgelm.targets import TARGETS, get_target
-from edgelm.targets.gguf.precisions import AUTO, TENSOR_TYPES
+from edgelm.targets.base import AUTO
+from edgelm.targets.gguf.precisions import TENSOR_TYPES
 
 if TYPE_CHECKING:
     from edgelm.compiler.recipe import Recipe
@@ -132,19 +133,7 @@ def check(recipe: Recipe) -> None:
         "must lie between 0 and 1",
     )  # fmt: skip
     rule(r.rounding_tokens >= 1, "recover.rounding_tokens", r.rounding_tokens, "must be >= 1")
-    has_auto = f"gguf:{AUTO}" in recipe.targets
-    if q.auto_size is not None:
-        parse_bytes("quantize.auto_size", q.auto_size)
-    says = "is needed for gguf:auto: name the largest size of its files with --auto-size 90MB"
-    has_size = q.auto_size is not None or recipe.budget.max_size is not None
-    rule(not has_auto or has_size, "quantize.auto_size", q.auto_size, says)
-    for kind in q.auto_types:
-        says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
-        rule(kind in TENSOR_TYPES, "quantize.auto_types", kind, says)
-    for pattern, kind in q.tensor_types.items():
-        says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
-        rule(kind in TENSOR_TYPES, f"quantize.tensor_types.{pattern}", kind, says)
-        rule(_is_pattern(pattern), "quantize.tensor_types", pattern, "is no regular expression")
+    _check_types(recipe, rule)
     rule(
         not (recipe.task == "feature-extraction" and t.method in ("lora", "full")),
         "train.method", t.method, "embeddings are compiled as they are: fine-tune before",
@@ -155,6 +144,26 @@ def check(recipe: Recipe) -> None:
     _check_shrinking(recipe, rule)
     _check_budget(recipe, rule)
     _check_generation(recipe, rule)
+
+
+def _check_types(recipe: Recipe, rule: Rule) -> None:
+    q = recipe.quantize
+    autos = [spec for spec in recipe.targets if spec.endswith(f":{AUTO}")]
+    if q.auto_size is not None:
+        parse_bytes("quantize.auto_size", q.auto_size)
+    says = (
+        f"is needed for {', '.join(autos)}: name the largest size of its files with "
+        "--auto-size 90MB"
+    )
+    has_size = q.auto_size is not None or recipe.budget.max_size is not None
+    rule(not autos or has_size, "quantize.auto_size", q.auto_size, says)
+    for kind in q.auto_types:
+        says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
+        rule(kind in TENSOR_TYPES, "quantize.auto_types", kind, says)
+    for pattern, kind in q.tensor_types.items():
+        says = f"is no tensor type{nearest(kind, TENSOR_TYPES)}"
+        rule(kind in TENSOR_TYPES, f"quantize.tensor_types.{pattern}", kind, says)
+        rule(_is_pattern(pattern), "quantize.tensor_types", pattern, "is no regular expression")
 
 
 def _check_pruning(recipe: Recipe, rule: Rule) -> None:

@@ -165,8 +165,8 @@ class QuantizeConfig:
     )  # fmt: skip
     auto_size: str | None = option(
         None,
-        "gguf:auto: largest size of the variant's files, such as 90MB (MB: a million bytes). Each "
-        "matrix gets the type that loses least of the task within it.",
+        "gguf:auto and onnx:auto: largest size of the variant's files, such as 90MB (MB: a million "
+        "bytes). Each matrix gets the type that loses least of the task within it.",
         flag="--auto-size",
     )
     auto_types: list[str] = option(

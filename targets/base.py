@@ -17,7 +17,11 @@ from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
 
 if TYPE_CHECKING:
-    from edgelm.targets.grid import Grids  # which needs torch
+    from edgelm.targets.costs import Table
+    from edgelm.targets.curvature import Loss  # which needs torch
+    from edgelm.targets.grid import Grids  # as does this
+
+AUTO = "auto"  # the precision whose matrices each have a type of their own, chosen by its cost
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Capabilities:
     # precisions whose grids the target knows -> bits of a level, of most matrices
     recovers: Mapping[str, int] = field(default_factory=dict[str, int])
     guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
+    kinds: tuple[str, ...] = ()  # that matrices can be of with the precision AUTO
     # of tasks that differ from that
     task_precisions: Mapping[TaskKind, tuple[str, ...]] = field(
         default_factory=dict[TaskKind, tuple[str, ...]]
@@ -142,4 +147,15 @@ class Target(Protocol):
     def grids(self, request: LowerRequest) -> Grids:
         """What the matrices of a variant in `Capabilities.recovers` can hold; `request.folder` is
         for scratch files. Raises ModelError, MissingExtra."""
+        ...
+
+    def weigh(self, model: Any, request: LowerRequest, losses: Iterable[Loss], path: Path) -> None:
+        """For the precision AUTO: differentiate `losses` of the Hugging Face `model`, and write
+        what errors of its matrices cost, later a request's `curvature`. Raises ModelError."""
+        ...
+
+    def tabulate(self, request: LowerRequest) -> Table:
+        """For the precision AUTO: what each type of each matrix takes and costs; `request.folder`
+        is for scratch files, from which a table that was cut off may go on. Raises ModelError,
+        MissingExtra."""
         ...

@@ -184,7 +184,7 @@ def make_config(family: str, vocab_size: int, pad_id: int, **extra: Any) -> Any:
             max_position_embeddings=64,
             reference_compile=False,
         )
-    return AutoConfig.for_model(family, **dims, **extra)
+    return AutoConfig.for_model(family, **dims | extra)
 
 
 def make_model(

@@ -23,7 +23,7 @@ from edgelm.runtime.manifest import Task, TextLimits
 if TYPE_CHECKING:
     import torch
 
-    from edgelm.targets.gguf.curvature import Loss
+    from edgelm.targets.curvature import Loss
 
 LEAST_MARGIN = 0.5  # of logits: texts closer to a flip than that count no more
 

@@ -14,7 +14,7 @@ from edgelm.compiler.context import Context, VariantState, as_text
 from edgelm.compiler.converter import converter_inputs, converter_of
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.allocate import SPEC, check_auto
+from edgelm.compiler.passes.allocate import check_auto, is_auto
 from edgelm.compiler.passes.imatrix import check_matrix, uses_matrix
 from edgelm.compiler.recipe import Recipe, split_target
 from edgelm.runtime.engine import BatchLimits, TokenBatch
@@ -112,9 +112,10 @@ class Lower(Pass):
 
     def _auto(self, context: Context) -> dict[str, Any]:
         """What decides the roundings of a variant whose types were chosen."""
-        if self.spec != SPEC:
+        if not is_auto(self.spec):
             return {}
-        return {"types": context.types, "sensitivity": context.digests["sensitivity"]}
+        sensitivity = context.digests[f"sensitivity {self.target}"]
+        return {"types": context.types[self.target], "sensitivity": sensitivity}
 
     def run(self, context: Context, folder: Path) -> None:
         inside = folder / "variants" / self.variant
@@ -146,8 +147,8 @@ class Lower(Pass):
             calibration=lambda: calibration_batches(context),
             imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
             **(_gguf_options(context.recipe) if self.target == "gguf" else {}),
-            types=context.types,
-            curvature=context.curvature,
+            types=context.types.get(self.target, {}),
+            curvature=context.curvatures.get(self.target),
             report=lambda step: context.progress.advance(0, None, step),
             advance=context.progress.advance,
         )

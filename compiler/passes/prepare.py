@@ -15,6 +15,7 @@ from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import default_max_tokens, is_trained
 from edgelm.runtime.errors import ModelError, RecipeError
 from edgelm.runtime.manifest import Pooling, Task, TextLimits
+from edgelm.targets.base import AUTO
 from edgelm.targets.causal import check_pooling, is_causal
 from edgelm.targets.encoders import NAMES
 
@@ -125,6 +126,11 @@ def _task(recipe: Recipe, source: Source, data: Dataset) -> Task:
     pooling: Pooling = recipe.pooling or source.pooling or "mean"
     if is_causal(source.folder):
         check_pooling(pooling)
+        if f"onnx:{AUTO}" in recipe.targets:
+            raise RecipeError(
+                f"targets: onnx:{AUTO} is for encoders, and {source.folder} is a decoder",
+                hint="take onnx:int4 or onnx:int8, or gguf:auto",
+            )
     normalize = recipe.normalize if recipe.normalize is not None else source.normalize
     return Task(
         kind=recipe.task,

@@ -1,4 +1,4 @@
-"""sensitivity: what errors of each matrix cost the task, for gguf:auto.
+"""sensitivity: what errors of each matrix cost the task, for the precision auto.
 
 Two stages: `Sensitivity` runs and differentiates the model on training texts (never on evaluation
 texts), `Errors` rounds each matrix into each type and tells what it takes and costs. Neither
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +26,33 @@ from edgelm.compiler.passes.imatrix import (
 )
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import decode, encode
-from edgelm.targets.base import LowerRequest
-from edgelm.targets.gguf.precisions import AUTO
+from edgelm.targets import get_target
+from edgelm.targets.base import AUTO, LowerRequest, Quantization
+from edgelm.targets.costs import Table
 
 FILE = "curvature.safetensors"
-_PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "llama-cpp-python")
+_PACKAGES = ("torch", "transformers", "tokenizers")
 
 
 class Sensitivity(Pass):
-    """Sets context.curvature."""
+    """Sets context.curvatures[target]."""
 
-    name = "sensitivity"
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.name = f"sensitivity {target}"
 
     def inputs(self, context: Context) -> dict[str, Any]:
-        return {**sampling_inputs(context), "versions": versions(*_PACKAGES)}
+        packages = (*_PACKAGES, *get_target(self.target).lower_packages)
+        return {**sampling_inputs(context), "versions": versions(*dict.fromkeys(packages))}
 
     def run(self, context: Context, folder: Path) -> None:
         from edgelm.compiler.allocate.probes import text_losses, token_losses
-        from edgelm.targets.gguf.curvature import collect_curvature, write_curvature
 
-        assert context.model_dir and context.task and context.text
+        request = _request(context, folder)
         model_dir, task, text, recipe = (
-            context.model_dir,
-            context.task,
-            context.text,
+            request.model_dir,
+            request.task,
+            request.text,
             context.recipe,
         )
         seed_everything(recipe.seed)
@@ -71,51 +75,55 @@ class Sensitivity(Pass):
                     advance(i, n)
                     yield loss
 
-            found = collect_curvature(model, model_dir, task, text, counted())
-        write_curvature(folder / FILE, found)
+            get_target(self.target).weigh(model, request, counted(), folder / FILE)
 
     def load(self, context: Context, folder: Path) -> None:
-        context.curvature = folder / FILE
+        context.curvatures[self.target] = folder / FILE
 
 
 class Errors(Pass):
-    """Sets context.table."""
+    """Sets context.tables[target]."""
 
-    name = "errors"
     resumable = True
 
-    def inputs(self, context: Context) -> dict[str, Any]:
-        from edgelm.targets.gguf.rounding.table import KINDS
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.name = f"errors {target}"
 
+    def inputs(self, context: Context) -> dict[str, Any]:
+        target = get_target(self.target)
+        device = context.recipe.quantize.device
         return {
-            "sensitivity": context.digests["sensitivity"],
-            "kinds": list(KINDS),
-            "versions": versions(*_PACKAGES),
+            "sensitivity": context.digests[f"sensitivity {self.target}"],
+            "kinds": list(target.capabilities().kinds),
+            "device": device if self.target == "onnx" else None,
+            "versions": versions(*target.lower_packages),
         }
 
     def run(self, context: Context, folder: Path) -> None:
-        from edgelm.targets.gguf.lower import tabulate
-
-        assert context.model_dir and context.task and context.text
+        request = _request(context, folder)
         with torch_threads(context.recipe.threads):
-            table = tabulate(
-                LowerRequest(
-                    model_dir=context.model_dir,
-                    task=context.task,
-                    text=context.text,
-                    precision=AUTO,
-                    folder=folder,
-                    curvature=context.curvature,
-                    advance=context.progress.advance,
-                )
+            table = get_target(self.target).tabulate(
+                replace(request, curvature=context.curvatures[self.target])
             )
         (folder / "table.json").write_text(json.dumps(encode(table)), encoding="utf-8")
 
     def load(self, context: Context, folder: Path) -> None:
-        from edgelm.targets.gguf.rounding.table import Table
-
         text = (folder / "table.json").read_text(encoding="utf-8")
-        context.table = decode(Table, json.loads(text))
+        context.tables[self.target] = decode(Table, json.loads(text))
+
+
+def _request(context: Context, folder: Path) -> LowerRequest:
+    assert context.model_dir and context.task and context.text
+    return LowerRequest(
+        model_dir=context.model_dir,
+        task=context.task,
+        text=context.text,
+        precision=AUTO,
+        folder=folder,
+        quantization=Quantization(reduce_range=context.recipe.quantize.device == "any"),
+        advance=context.progress.advance,
+    )
 
 
 def _samples(context: Context) -> Iterator[tuple[list[int], list[int]]]:

@@ -14,11 +14,12 @@ from edgelm.compiler.recipe import Recipe
 _BITS = {
     "onnx": {
         "fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "int8-static": 8.0, "int4": 4.0,
+        "auto": 4.0,
     },
     "gguf": {
         "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.5625, "q5_k_m": 5.5,
         "q5_k_s": 5.5, "q5_1": 6.0, "q5_0": 5.5, "q4_k_m": 4.5, "q4_k_s": 4.5, "q4_1": 5.0,
-        "q4_0": 4.5, "iq4_nl": 4.25, "iq4_xs": 4.25,
+        "q4_0": 4.5, "iq4_nl": 4.25, "iq4_xs": 4.25, "auto": 2.625,
     },
 }  # fmt: skip
 # which are left out, folded into others or cut, where a target does so

@@ -10,7 +10,7 @@ from edgelm.compiler.cache import StageCache, digest
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.allocate import SPEC as AUTO
+from edgelm.compiler.passes.allocate import is_auto
 from edgelm.compiler.passes.intake import read_source
 from edgelm.compiler.passes.lower import check_target
 from edgelm.compiler.pipeline import cache_root, steps
@@ -168,9 +168,9 @@ def is_kept(step: Pass, context: Context) -> bool:
 
 
 def _auto_size(recipe: Recipe) -> Overrides:
-    """gguf:auto keeps to the budget's size where it has none of its own."""
+    """The precision auto keeps to the budget's size where it has none of its own."""
     stated, most = recipe.quantize.auto_size, recipe.budget.max_size
-    if AUTO not in recipe.targets or stated is not None or most is None:
+    if not any(map(is_auto, recipe.targets)) or stated is not None or most is None:
         return {}
     return {"quantize.auto_size": most}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edgelm.compiler.context import Context
 from edgelm.compiler.passes import Pass
-from edgelm.compiler.passes.allocate import SPEC as AUTO
+from edgelm.compiler.passes.allocate import is_auto
 from edgelm.compiler.passes.lower import SMOOTHED_SPECS
 from edgelm.compiler.pipeline import steps
 from edgelm.compiler.recipe import Recipe, with_overrides
@@ -16,6 +16,7 @@ from edgelm.compiler.tune.budget import Budget, Figures
 from edgelm.compiler.tune.halving import rungs
 from edgelm.runtime.profile import DeviceProfile
 from edgelm.runtime.schema import encode
+from edgelm.targets.base import AUTO
 
 ORIGIN = "edgelm tune"  # of the values that a search chose
 State = Literal[
@@ -173,7 +174,7 @@ def fresh(context: Context, recipe: Recipe) -> Context:
     """As the context was after the passes before the training, for another recipe."""
     return replace(
         context, recipe=recipe, notes=[], digests=dict(context.digests), variants={}, training={},
-        types={}, recovered={}, recoveries={},
+        curvatures={}, tables={}, types={}, recovered={}, recoveries={},
     )  # fmt: skip
 
 
@@ -186,8 +187,11 @@ def for_targets(recipe: Recipe, specs: list[str]) -> Recipe:
     }
     if changes["verify.limits"] == own:
         del changes["verify.limits"]
-    if AUTO not in specs and recipe.quantize.auto_size is not None:  # which is for that alone
+    has_auto = any(map(is_auto, specs))
+    if not has_auto and recipe.quantize.auto_size is not None:  # which is for that alone
         changes["quantize.auto_size"] = None
+    if f"gguf:{AUTO}" not in specs and recipe.quantize.auto_types:
+        changes["quantize.auto_types"] = []
     if recipe.quantize.smooth is not None and set(SMOOTHED_SPECS).isdisjoint(specs):
         changes["quantize.smooth"] = None
     return with_overrides(recipe, changes, ORIGIN)

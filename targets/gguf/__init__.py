@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
 from edgelm.runtime.errors import EdgelmError
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
-from edgelm.targets.base import Capabilities, Lowered, LowerRequest
-from edgelm.targets.gguf.precisions import AUTO, PRECISIONS, RECOVERED_BITS
+from edgelm.targets.base import AUTO, Capabilities, Lowered, LowerRequest
+from edgelm.targets.gguf.precisions import KINDS, PRECISIONS, RECOVERED_BITS
 
 if TYPE_CHECKING:
+    from edgelm.targets.costs import Table
+    from edgelm.targets.curvature import Loss
     from edgelm.targets.grid import Grids
 
 
@@ -37,7 +40,9 @@ class GgufTarget:
             "text-generation",
         )
         precisions = (*PRECISIONS, AUTO)
-        return Capabilities(tasks, precisions, devices, recovers=RECOVERED_BITS, guesses=True)
+        return Capabilities(
+            tasks, precisions, devices, recovers=RECOVERED_BITS, guesses=True, kinds=KINDS
+        )
 
     def available(self) -> str | None:
         """None when llama.cpp's library loads here, else the reason with the cure."""
@@ -74,6 +79,20 @@ class GgufTarget:
         from edgelm.targets.gguf.recover import grids
 
         return grids(request)
+
+    def weigh(self, model: Any, request: LowerRequest, losses: Iterable[Loss], path: Path) -> None:
+        """Write what errors of the model's matrices cost. Raises ModelError."""
+        from edgelm.targets.curvature import write_curvature
+        from edgelm.targets.gguf.curvature import collect_curvature
+
+        found = collect_curvature(model, request.model_dir, request.task, request.text, losses)
+        write_curvature(path, found)
+
+    def tabulate(self, request: LowerRequest) -> Table:
+        """What each type of each matrix takes and costs. Raises ModelError, MissingExtra."""
+        from edgelm.targets.gguf.lower import tabulate
+
+        return tabulate(request)
 
 
 TARGET = GgufTarget()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.runtime.errors import MissingExtra, ModelError
-from edgelm.targets.base import Lowered, LowerRequest
+from edgelm.targets.base import AUTO, Lowered, LowerRequest
+from edgelm.targets.costs import Table, precision_like, restricted
 from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.convert import convert
 from edgelm.targets.gguf.facts import bits_per_weight
@@ -19,11 +20,9 @@ from edgelm.targets.gguf.head import Head
 from edgelm.targets.gguf.imatrix import check_covers, read_imatrix
 from edgelm.targets.gguf.plan import Config, Plan
 from edgelm.targets.gguf.precisions import (
-    AUTO,
     FLOAT_FILE_TYPES,
     PRECISIONS,
     needs_matrix,
-    precision_like,
     table_type,
 )
 from edgelm.targets.gguf.shards import read_model, split_file
@@ -32,7 +31,6 @@ from edgelm.targets.gguf.weights import Weights
 from edgelm.targets.gguf.writer import write_gguf
 
 if TYPE_CHECKING:
-    from edgelm.targets.gguf.rounding.table import Table
     from edgelm.targets.gguf.rounding.types import Bytes, Floats
 
 MODEL_FILE = "model.gguf"
@@ -95,7 +93,7 @@ def lower(request: LowerRequest) -> Lowered:
 def tabulate(request: LowerRequest) -> Table:
     """What each type of each matrix takes and costs, in `request.folder`; a table that was cut off
     there goes on. Raises ModelError, MissingExtra."""
-    from edgelm.targets.gguf.curvature import Curvature
+    from edgelm.targets.curvature import Curvature
     from edgelm.targets.gguf.rounding import table
 
     assert request.curvature is not None
@@ -107,13 +105,13 @@ def tabulate(request: LowerRequest) -> Table:
         )
         rest_bytes = table.rest_bytes(read_header(source), rows)
         if "type_ids" in made.options:  # the engine reads rows of the token table itself
-            rows = table.restricted(rows, TOKEN_TABLE, table_type(made.width))
+            rows = restricted(rows, TOKEN_TABLE, table_type(made.width))
     finally:
         source.unlink(missing_ok=True)
     if made.head is not None:
         made.head.save(request.folder / HEAD_FILE)
         rest_bytes += (request.folder / HEAD_FILE).stat().st_size
-    return table.Table(rows, rest_bytes)
+    return Table(rows, rest_bytes)
 
 
 def _write(request: LowerRequest, path: Path, precision: str | None) -> _Made:
@@ -179,7 +177,7 @@ def _quantize(source: Path, request: LowerRequest, made: _Made) -> None:
 
 def _round(source: Path, request: LowerRequest, made: _Made) -> None:
     """By edgelm itself, each matrix into its type."""
-    from edgelm.targets.gguf.curvature import Curvature
+    from edgelm.targets.curvature import Curvature
     from edgelm.targets.gguf.rounding.file import write_with
     from edgelm.targets.gguf.rounding.matrices import Rounder
 

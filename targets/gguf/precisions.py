@@ -46,11 +46,6 @@ QUANTIZED_FILE_TYPES: dict[str, int] = {
 
 PRECISIONS: tuple[str, ...] = (*FLOAT_FILE_TYPES, *QUANTIZED_FILE_TYPES)
 _Q8_0_BLOCK = 32  # values
-AUTO = "auto"  # each matrix in a type of its own, chosen by what it costs
-
-# Least bits of a weight -> the precision that a mixed file is held to.
-_LIKE = {8.0: "q8_0", 6.0: "q6_k", 5.0: "q5_0", 4.0: "q4_0", 3.0: "q3_k_m", 0.0: "q2_k"}
-
 # Files of types whose blocks layouts.py knows -> bits of a level, of most matrices.
 RECOVERED_BITS: dict[str, int] = {
     **{name: 4 for name in ("q4_0", "q4_1", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs")},
@@ -91,6 +86,14 @@ TENSOR_TYPES: dict[str, int] = {
     "q1_0": 41,
 }
 
+# Types that auto chooses from, by bits of a weight. Left out are types that lose more than another
+# of their size, that are made for weights of few values, or that take llama.cpp seconds to begin
+# with (iq2_s, iq2_xs).
+KINDS = (
+    *("q2_k", "iq3_xxs", "iq3_s", "q3_k", "iq4_xs", "mxfp4"),
+    *("q4_k", "iq4_nl", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"),
+)
+
 # Without an importance matrix llama.cpp refuses to make these; of tensors it aborts on some.
 _FILES_IN_NEED = frozenset(
     {
@@ -115,11 +118,6 @@ def gains_by_matrix(precision: str, tensor_types: Iterable[str] = ()) -> bool:
     if needs_matrix(precision, tensor_types):
         return True
     return precision in QUANTIZED_FILE_TYPES and precision not in _OVER_FIVE_BITS
-
-
-def precision_like(bits: float) -> str:
-    """The precision whose limits hold for a file that spends so many bits on a weight."""
-    return next(name for least, name in _LIKE.items() if bits >= least)
 
 
 def table_type(width: int) -> str:

@@ -16,8 +16,9 @@ it, `token_type_ids`, each int64 (B, T) padded on the right; one float32 output,
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
     from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
     from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
     from edgelm.targets.base import Capabilities, Lowered, LowerRequest
+    from edgelm.targets.costs import Table
+    from edgelm.targets.curvature import Loss
     from edgelm.targets.grid import Grids
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int4")
 SMOOTHED = ("int8", "int8-static")  # whose activations can lose their outliers to the weights
+# Types that auto chooses from, by bits of a weight.
+KINDS = INT4, INT8, INT8_BLOCKS, FLOAT = ("int4", "int8", "int8-blocks", "float32")
 DECODER_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
@@ -41,23 +46,25 @@ class OnnxTarget:
     decoder_packages = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai")
 
     def capabilities(self) -> Capabilities:
-        from edgelm.targets.base import Capabilities
+        from edgelm.targets.base import AUTO, Capabilities
 
         devices: tuple[str, ...] = ("cpu",)
         if _problem() is None:
             from edgelm.targets.onnx.engine import CUDA, providers
 
             devices = ("cpu", "cuda") if CUDA in providers() else devices
+        whole_texts = (*PRECISIONS, AUTO)
         precisions: dict[TaskKind, tuple[str, ...]] = {
-            "text-classification": PRECISIONS,
-            "feature-extraction": PRECISIONS,
+            "text-classification": whole_texts,
+            "feature-extraction": whole_texts,
             "text-generation": DECODER_PRECISIONS,
         }
         return Capabilities(
             tasks=tuple(precisions),
-            precisions=tuple(dict.fromkeys((*PRECISIONS, *DECODER_PRECISIONS))),
+            precisions=tuple(dict.fromkeys((*whole_texts, *DECODER_PRECISIONS))),
             devices=devices,
             recovers={"int4": 4},
+            kinds=KINDS,
             task_precisions=precisions,
             task_devices={"text-generation": ("cpu",)},
         )
@@ -107,6 +114,16 @@ class OnnxTarget:
         from edgelm.targets.onnx.recover import grids
 
         return grids(request)
+
+    def weigh(self, model: Any, request: LowerRequest, losses: Iterable[Loss], path: Path) -> None:
+        from edgelm.targets.onnx.curvature import write_terms
+
+        write_terms(path, model, losses)
+
+    def tabulate(self, request: LowerRequest) -> Table:
+        from edgelm.targets.onnx.lower import tabulate
+
+        return tabulate(request)
 
 
 def _problem() -> TargetUnavailable | None:

@@ -22,6 +22,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.onnx.fuse import MICROSOFT, array_of, constant, replace, tidy
@@ -49,6 +50,13 @@ def quantize_blocks(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torc
     if bits == 4:
         q = q[..., 0::2] | q[..., 1::2] << 4
     return q, scale
+
+
+def dequantize_blocks(q: torch.Tensor, scale: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    """What `quantize_blocks` gave -> float32 (N, width)."""
+    if bits == 4:
+        q = torch.stack([q & 15, q >> 4], -1).flatten(-2)
+    return ((q.float() - 2 ** (bits - 1)) * scale[..., None]).flatten(1)[:, :width]
 
 
 def _quantize(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,19 +149,34 @@ def quantize_whole_texts(model: ir.Model) -> None:
     of 16 bits; heads in 8."""
     graph = model.graph
     for linear in list(linears(graph)):
-        weight = torch.from_numpy(linear.weight)
-        product = _product(graph, linear.x, linear.name, weight, bits_of(linear))
-        new = [product]
-        if linear.bias is not None:
-            new.append(ir.node("Add", [product.outputs[0], linear.bias]))
-        replace(graph, linear.end, *new)
+        linear_to_blocks(graph, linear, bits_of(linear))
     for gather, table in tables(graph):
-        assert gather.inputs[0] is not None
-        name = str(gather.inputs[0].name)
-        q, scale = _stored(graph, name, torch.from_numpy(table), 4)
-        replace(graph, gather, *_gather(graph, name, q, scale, gather.inputs[1], table.shape[1], 4))
+        table_to_blocks(graph, gather, table, 4)
     tidy(model)
     halve_weights(model)
+
+
+def linear_to_blocks(graph: ir.Graph, linear: LinearNode, bits: int) -> ir.Value:
+    """One linear layer in place. Gives its scales."""
+    product = _product(graph, linear.x, linear.name, torch.from_numpy(linear.weight), bits)
+    new = [product]
+    if linear.bias is not None:
+        new.append(ir.node("Add", [product.outputs[0], linear.bias]))
+    replace(graph, linear.end, *new)
+    assert product.inputs[2] is not None
+    return product.inputs[2]
+
+
+def table_to_blocks(
+    graph: ir.Graph, gather: ir.Node, table: NDArray[np.float32], bits: int
+) -> ir.Value:
+    """One embedding table in place. Gives its scales."""
+    assert gather.inputs[0] is not None
+    name = str(gather.inputs[0].name)
+    q, scale = _stored(graph, name, torch.from_numpy(table), bits)
+    new = _gather(graph, name, q, scale, gather.inputs[1], table.shape[1], bits)
+    replace(graph, gather, *new)
+    return scale
 
 
 def _products(graph: ir.Graph) -> list[ir.Node]:

@@ -9,15 +9,18 @@ stays apart from it: with `int8` that which has no 8-bit form, with `int4` all.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 MICROSOFT = "com.microsoft"
 Weights = Literal["float", "int8", "int4"]  # what is made of them behind the fusion
+Choose = Callable[[NDArray[np.float32]], Weights]  # of a wide product's (K, N)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Linear:
     bias: ir.Value | None
 
 
-def fuse(model: ir.Model, weights: Weights) -> None:
+def fuse(model: ir.Model, weights: Weights | Choose) -> None:
     """Clean the graph in place."""
     _drop_round_trips(model.graph)
     tidy(model)
@@ -111,7 +114,7 @@ def _linear(value: ir.Value | None) -> Linear | None:
     return Linear(x, weight, bias)
 
 
-def _join_qkv(graph: ir.Graph, node: ir.Node, weights: Weights) -> None:
+def _join_qkv(graph: ir.Graph, node: ir.Node, weights: Weights | Choose) -> None:
     """One product for query, key and value, where all three are products of the same value."""
     parts = [_linear(v) for v in node.inputs[:3]]
     q, k, v = parts
@@ -124,7 +127,10 @@ def _join_qkv(graph: ir.Graph, node: ir.Node, weights: Weights) -> None:
     width = widths.pop()
     biases = [array_of(p.bias) for p in (q, k, v)]
     name = f"{q.weight.name}.qkv"
-    weight = constant(graph, name, np.concatenate([w for w in arrays if w is not None], axis=1))
+    wide = np.concatenate([w for w in arrays if w is not None], axis=1)
+    weight = constant(graph, name, wide)
+    if not isinstance(weights, str):
+        weights = weights(wide)
     whole = np.concatenate([np.zeros(width, np.float32) if b is None else b for b in biases])
     bias = constant(graph, f"{name}.bias", whole)
     mask, extra = (*node.inputs[4:], None, None)[:2]

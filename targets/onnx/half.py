@@ -19,20 +19,23 @@ _ANGLES = ("cos_cache", "sin_cache")  # of rotary positions; not weights
 
 def halve_weights(model: ir.Model, dtype: ir.DataType = ir.DataType.FLOAT16) -> None:
     """Replace large float32 initializers by ones of `dtype` and a Cast, in place."""
-    graph = model.graph
-    for name, value in list(graph.initializers.items()):
-        array = array_of(value)
-        if array is None or array.dtype != np.float32 or array.ndim < 2:
-            continue
-        if array.size < MIN_SIZE:
-            continue
-        if name.startswith(_ANGLES) or (
-            dtype == ir.DataType.FLOAT16 and np.abs(array).max() > LARGEST
-        ):
-            continue
-        small = constant(graph, f"{name}.{dtype.short_name()}", array.astype(dtype.numpy()))
-        cast = ir.node("Cast", [small], {"to": ir.DataType.FLOAT})
-        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
-        graph.insert_before(graph[0], cast)
-        ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+    for value in list(model.graph.initializers.values()):
+        halve(model.graph, value, dtype)
     tidy(model)
+
+
+def halve(
+    graph: ir.Graph, value: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT16
+) -> ir.Node | None:
+    """Use an initializer of `dtype` in place of this one where that is worth it: the Cast."""
+    name, array = str(value.name), array_of(value)
+    if array is None or array.dtype != np.float32 or array.ndim < 2 or array.size < MIN_SIZE:
+        return None
+    if name.startswith(_ANGLES) or (dtype == ir.DataType.FLOAT16 and np.abs(array).max() > LARGEST):
+        return None
+    small = constant(graph, f"{name}.{dtype.short_name()}", array.astype(dtype.numpy()))
+    cast = ir.node("Cast", [small], {"to": ir.DataType.FLOAT})
+    cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+    graph.insert_before(graph[0], cast)
+    ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+    return cast

@@ -47,32 +47,41 @@ class LinearNode:
 
 def quantize_dynamic(model: ir.Model, *, reduce_range: bool) -> None:
     """Replace every linear layer and embedding table in place."""
-    graph = model.graph
     quantize_tables(model)
-    quantized: dict[ir.Value, list[ir.Value]] = {}  # query, key and value share their input
-    for linear in list(linears(graph)):
-        new: list[ir.Node] = []
-        if linear.x not in quantized:
-            node = ir.node("DynamicQuantizeLinear", [linear.x], num_outputs=3)
-            quantized[linear.x] = list(node.outputs)
-            new.append(node)
-        xq, x_scale, x_zero = quantized[linear.x]
-        q, scale = quantize_columns(linear.weight, reduce_range=reduce_range)
-        weight = constant(graph, f"{linear.name}.int8", q)
-        column_scale = constant(graph, f"{linear.name}.scale", scale)
-        if linear.end.op_type == "Attention":
-            new.append(q_attention(linear, xq, x_scale, x_zero, weight, column_scale))
-            replace(graph, linear.end, *new)
-            continue
-        product = ir.node("MatMulInteger", [xq, weight, x_zero])
-        cast = ir.node("Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT})
-        scales = ir.node("Mul", [x_scale, column_scale])
-        y = ir.node("Mul", [cast.outputs[0], scales.outputs[0]])
-        new += [product, cast, scales, y]
-        if linear.bias is not None:
-            new.append(ir.node("Add", [y.outputs[0], linear.bias]))
-        replace(graph, linear.end, *new)
+    quantized: Quantized = {}
+    for linear in list(linears(model.graph)):
+        quantize_linear(model.graph, linear, quantized, reduce_range=reduce_range)
     tidy(model)
+
+
+Quantized = dict[ir.Value, list[ir.Value]]  # query, key and value share their input
+
+
+def quantize_linear(
+    graph: ir.Graph, linear: LinearNode, quantized: Quantized, *, reduce_range: bool
+) -> None:
+    """Replace one linear layer in place. `quantized` are inputs that earlier ones quantized."""
+    new: list[ir.Node] = []
+    if linear.x not in quantized:
+        node = ir.node("DynamicQuantizeLinear", [linear.x], num_outputs=3)
+        quantized[linear.x] = list(node.outputs)
+        new.append(node)
+    xq, x_scale, x_zero = quantized[linear.x]
+    q, scale = quantize_columns(linear.weight, reduce_range=reduce_range)
+    weight = constant(graph, f"{linear.name}.int8", q)
+    column_scale = constant(graph, f"{linear.name}.scale", scale)
+    if linear.end.op_type == "Attention":
+        new.append(q_attention(linear, xq, x_scale, x_zero, weight, column_scale))
+        replace(graph, linear.end, *new)
+        return
+    product = ir.node("MatMulInteger", [xq, weight, x_zero])
+    cast = ir.node("Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT})
+    scales = ir.node("Mul", [x_scale, column_scale])
+    y = ir.node("Mul", [cast.outputs[0], scales.outputs[0]])
+    new += [product, cast, scales, y]
+    if linear.bias is not None:
+        new.append(ir.node("Add", [y.outputs[0], linear.bias]))
+    replace(graph, linear.end, *new)
 
 
 def q_attention(
@@ -91,19 +100,22 @@ def q_attention(
 
 
 def quantize_tables(model: ir.Model) -> None:
-    """Embedding tables to int8 with a scale for each row: Gather of rows, Gather of scales."""
-    graph = model.graph
-    for node, table in tables(graph):
-        assert node.inputs[0] is not None
-        name, ids = node.inputs[0].name, node.inputs[1]
-        q, scale = quantize_columns(table.T, reduce_range=False)
-        rows = ir.node("Gather", [constant(graph, f"{name}.int8", q.T.copy()), ids])
-        scales = ir.node("Gather", [constant(graph, f"{name}.scale", scale[:, None]), ids])
-        cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
-        replace(
-            graph, node, rows, scales, cast, ir.node("Mul", [cast.outputs[0], scales.outputs[0]])
-        )
+    """Embedding tables to int8 with a scale for each row."""
+    for gather, table in tables(model.graph):
+        quantize_table(model.graph, gather, table)
     tidy(model)
+
+
+def quantize_table(graph: ir.Graph, gather: ir.Node, table: NDArray[np.float32]) -> None:
+    """One table in place: Gather of rows, Gather of scales."""
+    assert gather.inputs[0] is not None
+    name, ids = gather.inputs[0].name, gather.inputs[1]
+    q, scale = quantize_columns(table.T, reduce_range=False)
+    rows = ir.node("Gather", [constant(graph, f"{name}.int8", q.T.copy()), ids])
+    scales = ir.node("Gather", [constant(graph, f"{name}.scale", scale[:, None]), ids])
+    cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
+    product = ir.node("Mul", [cast.outputs[0], scales.outputs[0]])
+    replace(graph, gather, rows, scales, cast, product)
 
 
 def tables(graph: ir.Graph) -> list[tuple[ir.Node, NDArray[np.float32]]]:

@@ -1,8 +1,7 @@
 """What 4-bit matrices can hold.
 
-Which of the checkpoint's matrices a product of the graph was made of is told by their rows, which
-are moved about on the way but not changed. `blockwise.quantize_blocks` gives values that lie
-on a grid back as they are, so trained values are lowered like any others.
+`blockwise.quantize_blocks` gives values that lie on a grid back as they are, so trained values are
+lowered like any others.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from edgelm.targets.onnx.blockwise import (
 )
 from edgelm.targets.onnx.build import build
 from edgelm.targets.onnx.lower import fused
+from edgelm.targets.onnx.matrices import Matrices
 from edgelm.targets.onnx.quantize import linears, tables
 from edgelm.targets.onnx.store import FILE
 
@@ -39,10 +39,10 @@ def grids(request: LowerRequest) -> Grids:
     """Matrices with 8 bits stay as they are: they lose next to nothing. Raises ModelError."""
     found: dict[str, Grid] = {}
     fixed: set[str] = set()
-    known = _by_first_row(request.model_dir)
+    known = Matrices(_weights(request.model_dir))
     of_task = _of_decoder if request.task.kind == "text-generation" else _of_whole_texts
     for matrix, bits in of_task(request):
-        for name, weight in _parts(matrix, known):
+        for name, weight in known.parts(matrix):
             if bits == 4:
                 _, scale = quantize_blocks(weight, 4)
                 found[name] = Grid(scale, BLOCK, -8, 7, peak=PEAK)
@@ -70,32 +70,10 @@ def _of_whole_texts(request: LowerRequest) -> Iterator[tuple[Tensor, int]]:
         yield torch.from_numpy(table), 4
 
 
-def _by_first_row(folder: Path) -> dict[bytes, list[tuple[str, Tensor]]]:
+def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The checkpoint's matrices (N, K) in float32."""
-    found: dict[bytes, list[tuple[str, Tensor]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 it is no mapping
                 if len(file.get_slice(name).get_shape()) == 2:
-                    weight = file.get_tensor(name).float()
-                    found.setdefault(_key(weight[0]), []).append((name, weight))
-    return found
-
-
-def _parts(
-    weight: Tensor, matrices: dict[bytes, list[tuple[str, Tensor]]]
-) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's matrices whose rows are those of weight (N, K), one behind the other; rows
-    that are no one's are passed over."""
-    row = 0
-    while row < len(weight):
-        n_rows = 1
-        for name, matrix in matrices.get(_key(weight[row]), ()):
-            if torch.equal(weight[row : row + len(matrix)], matrix):
-                yield name, matrix
-                n_rows = len(matrix)
-        row += n_rows
-
-
-def _key(row: Tensor) -> bytes:
-    return row.contiguous().numpy().tobytes()
+                    yield name, file.get_tensor(name).float()

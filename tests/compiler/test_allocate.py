@@ -1,8 +1,7 @@
-"""gguf:auto end to end: sizes, types, and what is refused."""
+"""The precision auto end to end: sizes, types, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +59,20 @@ def recipe_of(root: Path, task: str, max_size: str, **changed: Any) -> Recipe:
     return load_recipe(None, keys | {k.replace("__", "."): v for k, v in changed.items()})
 
 
-def parts(root: Path, task: str) -> Iterator[int]:
-    """Bytes of the smallest file, as the refusal of a tiny one says."""
-    with pytest.raises(RecipeError, match="smallest file of this model takes") as caught:
-        compile(recipe_of(root, task, "1KB"))
-    yield int(caught.value.message.split("takes ")[1].split()[0].replace(",", ""))
+def least_size(root: Path, task: str, **changed: Any) -> int:
+    """Bytes of the smallest file, as the refusal of a smaller one says."""
+    size = "1KB"
+    for says in ("alone take at least ", "smallest file of this model takes "):
+        with pytest.raises(RecipeError, match=says) as caught:
+            compile(recipe_of(root, task, size, **changed))
+        found = int(caught.value.message.split(says)[1].split()[0].replace(",", ""))
+        size = f"{found}B"
+    return found
 
 
 @pytest.mark.parametrize("task", ["text-generation", "text-classification", "feature-extraction"])
 def test_the_file_keeps_to_the_size_and_a_larger_one_loses_less(root: Path, task: str) -> None:
-    least = next(parts(root, task))
+    least = least_size(root, task)
     lost: list[float] = []
     for size in (least, least * 3 // 2):
         report = compile(recipe_of(root, task, f"{size}B"))
@@ -89,9 +92,55 @@ def test_the_file_keeps_to_the_size_and_a_larger_one_loses_less(root: Path, task
     assert lost[1] < lost[0]
 
 
+@pytest.mark.parametrize("task", ["text-classification", "feature-extraction"])
+def test_onnx_files_keep_to_the_size_and_a_larger_one_loses_less(root: Path, task: str) -> None:
+    least = least_size(root, task, targets=["onnx:auto"])
+    lost: list[float] = []
+    for size in (least, least * 3 // 2):
+        report = compile(recipe_of(root, task, f"{size}B", targets=["onnx:auto"]))
+        (variant,) = report.manifest.variants
+        assert (report.path / variant.files[0].path).stat().st_size <= size
+        assert variant.size_bytes <= size
+        assert set(variant.types.values()) <= {"int4", "int8", "int8-blocks", "float32"}
+        assert any(name.endswith("attention.output.dense.weight") for name in variant.types)
+        parity = variant.parity
+        assert parity is not None
+        lost.append(parity.kl_divergence if parity.mean_cosine is None else 1 - parity.mean_cosine)
+        assert edgelm.load(report.path).predict("where is my parcel")
+    assert lost[1] < lost[0]
+
+
+def test_both_targets_keep_to_the_size_in_one_bundle(root: Path) -> None:
+    task = "text-classification"
+    least = least_size(root, task, targets=["onnx:auto"])
+    both = ["onnx:auto", "gguf:auto"]
+    report = compile(recipe_of(root, task, f"{2 * least}B", targets=both))
+    onnx, gguf = report.manifest.variants
+    assert onnx.types.keys().isdisjoint(gguf.types)
+    assert max(onnx.size_bytes, gguf.size_bytes) <= 2 * least
+
+
+def test_onnx_auto_of_a_decoder_is_refused_before_anything_is_trained(root: Path) -> None:
+    decoder = {"model": str(root / "decoder"), "pooling": "mean", "targets": ["onnx:auto"]}
+    with pytest.raises(RecipeError, match=r"onnx:auto is for encoders, and .* is a decoder"):
+        compile(recipe_of(root, "feature-extraction", "90MB", **decoder))
+    with pytest.raises(RecipeError, match="onnx has no precision 'auto' for text-generation"):
+        compile(recipe_of(root, "text-generation", "90MB", targets=["onnx:auto"]))
+
+
+@pytest.mark.parametrize("target", ["onnx:auto", "gguf:auto"])
+def test_a_size_that_is_too_small_for_sure_is_refused_before_training(
+    root: Path, tmp_path: Path, target: str
+) -> None:
+    trained = {"targets": [target], "train.method": "lora", "cache_dir": str(tmp_path)}
+    with pytest.raises(RecipeError, match="alone take at least"):
+        compile(recipe_of(root, "text-classification", "1KB", **trained))
+    assert not list(tmp_path.rglob("*finetune*"))
+
+
 def test_in_a_search_the_files_keep_to_the_budgets_size(root: Path) -> None:
     task = "text-classification"
-    least = next(parts(root, task))
+    least = least_size(root, task)
 
     def searched(n_bytes: int) -> Recipe:
         size = {"budget.max_size": f"{n_bytes}B", "quantize.auto_size": None, "budget.vary": []}
@@ -107,7 +156,7 @@ def test_in_a_search_the_files_keep_to_the_budgets_size(root: Path) -> None:
 
 def test_stated_types_are_kept(root: Path) -> None:
     task = "text-classification"
-    least = next(parts(root, task))
+    least = least_size(root, task)
     stated = {"quantize.tensor_types": {"ffn_down": "q8_0"}}
     report = compile(recipe_of(root, task, f"{2 * least}B", **stated))
     types = report.manifest.variants[0].types
@@ -124,7 +173,13 @@ def test_stated_types_are_kept(root: Path) -> None:
     [
         ({"quantize.auto_size": None}, "is needed for gguf:auto"),
         ({"quantize.auto_size": "90 apples"}, "unknown unit 'apples'"),
-        ({"targets": ["gguf:q8_0"]}, "is for the target gguf:auto"),
+        ({"targets": ["gguf:q8_0"]}, "is for the targets gguf:auto and onnx:auto"),
+        ({"targets": ["onnx:auto"], "quantize.auto_size": None}, "is needed for onnx:auto"),
+        ({"targets": ["onnx:auto"], "data.train": None}, "needs texts to find out what errors"),
+        (
+            {"targets": ["onnx:auto"], "quantize.auto_types": ["q8_0"]},
+            "quantize.auto_types: .* is for the target gguf:auto",
+        ),
         ({"data.train": None}, "needs texts to find out what errors cost"),
         ({"gguf.converter": "."}, "cannot be made of a file that llama.cpp's own script writes"),
         ({"gguf.split_size_mb": 2}, "cannot be made over several files"),

@@ -26,7 +26,7 @@ from edgelm.compiler.limits import (
 from edgelm.compiler.recipe import load_recipe
 from edgelm.runtime.manifest import Parity, Task
 from edgelm.targets import TARGETS, get_target
-from edgelm.targets.gguf.precisions import AUTO
+from edgelm.targets.base import AUTO
 
 TASK = Task("text-classification", ("a", "b"))
 EMBED = Task("feature-extraction", dimensions=4)

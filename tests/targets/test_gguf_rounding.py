@@ -14,15 +14,11 @@ from transformers import AutoModelForCausalLM
 from edgelm.compiler.allocate.probes import token_losses
 from edgelm.runtime.manifest import Task, TextLimits
 from edgelm.targets.base import LowerRequest
+from edgelm.targets.curvature import Curvature, Term, write_curvature
 from edgelm.targets.feedback import factor
 from edgelm.targets.gguf import TARGET
 from edgelm.targets.gguf.check import read_header
-from edgelm.targets.gguf.curvature import (
-    Curvature,
-    Term,
-    collect_curvature,
-    write_curvature,
-)
+from edgelm.targets.gguf.curvature import collect_curvature
 from edgelm.targets.gguf.lower import tabulate
 from edgelm.targets.gguf.precisions import TENSOR_TYPES
 from edgelm.targets.gguf.rounding.codes import KNOWN, put_codes, read_grid

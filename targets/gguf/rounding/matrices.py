@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from edgelm.targets.curvature import Term
 from edgelm.targets.feedback import factor
-from edgelm.targets.gguf.curvature import Term
 from edgelm.targets.gguf.rounding.feedback import round_matrix
 from edgelm.targets.gguf.rounding.types import Bytes, Floats
 

@@ -5,49 +5,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.schema import decode, encode
+from edgelm.targets.costs import Option, Row
+from edgelm.targets.curvature import Curvature
 from edgelm.targets.gguf.check import Header, TensorInfo, read_header
-from edgelm.targets.gguf.curvature import Curvature
+from edgelm.targets.gguf.precisions import KINDS
 from edgelm.targets.gguf.rounding.file import padded, read_floats, size_with, tensor_bytes
 from edgelm.targets.gguf.rounding.matrices import Rounder
 from edgelm.targets.gguf.rounding.types import block_size
-
-# By bits of a weight. Left out are types that lose more than another of their size, that are made
-# for weights of few values, or that take llama.cpp seconds to begin with (iq2_s, iq2_xs).
-KINDS = (
-    *("q2_k", "iq3_xxs", "iq3_s", "q3_k", "iq4_xs", "mxfp4"),
-    *("q4_k", "iq4_nl", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"),
-)
-
-
-@dataclass(frozen=True)
-class Option:
-    """A matrix in one type."""
-
-    kind: str
-    n_bytes: int  # in the file, padding included
-    cost: float  # nats a prediction
-
-
-@dataclass(frozen=True)
-class Row:
-    """A matrix."""
-
-    name: str
-    n_weights: int
-    options: tuple[Option, ...]  # in the order of KINDS
-
-
-@dataclass(frozen=True)
-class Table:
-    """All matrices that may change, and the bytes of all else."""
-
-    rows: tuple[Row, ...]
-    rest_bytes: int
 
 
 def tabulate(
@@ -81,20 +49,6 @@ def rest_bytes(source: Header, rows: Sequence[Row]) -> int:
     first = {row.name: row.options[0] for row in rows}
     size = size_with(source, {name: option.kind for name, option in first.items()})
     return size - sum(option.n_bytes for option in first.values())
-
-
-def restricted(rows: Sequence[Row], name: str, kind: str) -> tuple[Row, ...]:
-    """With one matrix in a type that is given. Raises ModelError for a type that it has not."""
-    found: list[Row] = []
-    for row in rows:
-        if row.name == name:
-            options = tuple(option for option in row.options if option.kind == kind)
-            if not options:
-                had = ", ".join(option.kind for option in row.options)
-                raise ModelError(f"{name} cannot be of type {kind} in auto: it can be {had}")
-            row = replace(row, options=options)
-        found.append(row)
-    return tuple(found)
 
 
 def fitting(C: int) -> tuple[str, ...]:
