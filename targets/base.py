@@ -31,7 +31,7 @@ class Capabilities:
     tasks: tuple[TaskKind, ...]
     precisions: tuple[str, ...]  # for one task or another
     devices: tuple[str, ...]  # for one task or another
-    # precisions whose grids the target knows -> bits of a level, of most matrices
+    # precisions whose grids the target knows -> bits of a level, of most matrices (AUTO: fewest)
     recovers: Mapping[str, int] = field(default_factory=dict[str, int])
     guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
     kinds: tuple[str, ...] = ()  # that matrices can be of with the precision AUTO
@@ -77,7 +77,8 @@ class LowerRequest:
     imatrix: Path | None = None  # importance matrix, in llama.cpp's format
     recovered: Path | None = None  # as model_dir, of values that the variant's grids hold
     types: Mapping[str, str] = field(default_factory=dict[str, str])  # of the file's tensors
-    curvature: Path | None = None  # what errors of each matrix cost, for rounding
+    curvature: Path | None = None  # what errors of each matrix cost
+    feedback: bool = False  # `tabulate`: whether the variant will be recovered
     converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py, to write GGUF files with
     split_bytes: int | None = None  # the most of one GGUF file; None: all in one
     report: Callable[[str], None] = lambda step: None  # says which step is running

@@ -20,7 +20,7 @@ class Option:
 
     kind: str
     n_bytes: int  # in the file, padding included
-    cost: float  # nats a prediction
+    cost: float  # in the unit of `curvature.Term`, to be compared with others of the task
 
 
 @dataclass(frozen=True)

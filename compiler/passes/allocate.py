@@ -127,7 +127,7 @@ class Allocate(Pass):
         bits = 8 * sum(o.n_bytes for o in chosen) / sum(row.n_weights for row in rows)
         context.note(
             f"{self.target}-{AUTO}: {n_bytes:,} bytes, {bits:.2f} bits a weight of the matrices: "
-            f"{kinds}; expected to lose {cost:.2g} of the task's divergence"
+            f"{kinds}; their costs add up to {cost:.2g}, which ranks types and foretells no loss"
         )
 
 

@@ -24,6 +24,8 @@ from edgelm.compiler.passes.imatrix import (
     sampling_inputs,
     shuffled,
 )
+from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.recover.settings import recovery
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import decode, encode
 from edgelm.targets import get_target
@@ -92,11 +94,12 @@ class Errors(Pass):
 
     def inputs(self, context: Context) -> dict[str, Any]:
         target = get_target(self.target)
-        device = context.recipe.quantize.device
+        recipe, device = context.recipe, context.recipe.quantize.device
         return {
             "sensitivity": context.digests[f"sensitivity {self.target}"],
             "kinds": list(target.capabilities().kinds),
             "device": device if self.target == "onnx" else None,
+            "feedback": self._is_recovered(recipe),
             "versions": versions(*target.lower_packages),
         }
 
@@ -104,13 +107,20 @@ class Errors(Pass):
         request = _request(context, folder)
         with torch_threads(context.recipe.threads):
             table = get_target(self.target).tabulate(
-                replace(request, curvature=context.curvatures[self.target])
+                replace(
+                    request,
+                    curvature=context.curvatures[self.target],
+                    feedback=self._is_recovered(context.recipe),
+                )
             )
         (folder / "table.json").write_text(json.dumps(encode(table)), encoding="utf-8")
 
     def load(self, context: Context, folder: Path) -> None:
         text = (folder / "table.json").read_text(encoding="utf-8")
         context.tables[self.target] = decode(Table, json.loads(text))
+
+    def _is_recovered(self, recipe: Recipe) -> bool:
+        return recovery(recipe, f"{self.target}:{AUTO}") != "none"
 
 
 def _request(context: Context, folder: Path) -> LowerRequest:

@@ -1,10 +1,8 @@
-"""Rounding that makes up for its errors (targets/feedback.py), onto grids whose scales are set.
+"""A model's linear layers, rounded so that errors are made up for (targets/feedback.py).
 
-H is the sum of x x^T over calibration texts, x what a layer is given. Columns are rounded one after
-another, those with the largest inputs first; the error of each is made up for by the columns that
-are still floats.
+H is the sum of x x^T over calibration texts, x what a layer is given.
 
-Letters: N outputs and K inputs of a linear layer.
+Letters: K inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -16,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from edgelm.targets.feedback import factor
+from edgelm.targets.feedback import round_to_grid
 from edgelm.targets.grid import Grid
 
 MAX_BYTES = 2**30  # of matrices H in memory at once
-_CHUNK = 128  # columns after which all the others are brought up to date
 # Of a step: how far from its level a latent may lie. Near 0.5 the first steps of a training, which
 # are mostly noise, would undo the rounding.
 _EDGE = 0.25
@@ -42,31 +39,9 @@ def round_model(
     for names in _groups(wanted):
         hessians = _hessians(model, {name: wanted[name] for name in names}, batches())
         for name in names:
-            done[name] = round_matrix(wanted[name].weight.data, grids[name], hessians[name])
+            done[name] = round_to_grid(wanted[name].weight.data, grids[name], hessians[name])
             advance(len(done), len(wanted))
     return done
-
-
-def round_matrix(weight: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
-    """weight (N, K), hessian (K, K) -> values on the grid (N, K)."""
-    K = weight.shape[1]
-    order = hessian.diagonal().argsort(descending=True)
-    U = factor(hessian[order][:, order])
-    left = weight[:, order].clone()
-    found = torch.empty_like(left)
-    columns = [grid.column(c) for c in order.tolist()]
-    for start in range(0, K, _CHUNK):
-        stop = min(start + _CHUNK, K)
-        errors = torch.empty_like(left[:, start:stop])
-        for j in range(start, stop):
-            column = left[:, j : j + 1]
-            value = columns[j].round(column)
-            found[:, j : j + 1] = value
-            error = (column - value) / U[j, j]
-            left[:, j + 1 : stop] -= error * U[j, j + 1 : stop]
-            errors[:, j - start : j - start + 1] = error
-        left[:, stop:] -= errors @ U[start:stop, stop:]
-    return grid.round(found[:, order.argsort()])
 
 
 def latents_near(weight: Tensor, values: Tensor, grid: Grid) -> Tensor:

@@ -52,8 +52,8 @@ def check_recovery(recipe: Recipe) -> None:
     if not any(can_recover(recipe, spec) for spec in recipe.targets):
         raise RecipeError(
             f"recover.method: {stated!r}: none of the targets can be recovered",
-            hint="GGUF files of 4 bits and more can, and onnx:int4; not with --converter, "
-            "--sparsity nor, in GGUF, with --prune-heads",
+            hint="GGUF files of 4 bits and more can, onnx:int4 and onnx:auto; not with "
+            "--converter, --sparsity nor, in GGUF, with --prune-heads",
         )
 
 

@@ -243,7 +243,7 @@ class _Search:
                 return
             state = points.verify(point, model.context, self.quality)
         except (ModelError, RecipeError, TargetUnavailable, VerificationError) as err:
-            point.close("failed", err.message)  # RecipeError: gguf:auto has no file so small
+            point.close("failed", err.message)  # RecipeError: auto has no file so small
             return
         point.state = "made"
         self.judge(point)

@@ -63,7 +63,7 @@ class OnnxTarget:
             tasks=tuple(precisions),
             precisions=tuple(dict.fromkeys((*whole_texts, *DECODER_PRECISIONS))),
             devices=devices,
-            recovers={"int4": 4},
+            recovers={"int4": 4, AUTO: 4},
             kinds=KINDS,
             task_precisions=precisions,
             task_devices={"text-generation": ("cpu",)},

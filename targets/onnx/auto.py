@@ -1,7 +1,9 @@
 """The precision auto: each matrix of an encoder in float32, int8 or int4, by what that costs.
 
-int8 and int4 are what the precisions of that name make of a matrix. Heads, which work on one row a
-text and weigh little, have 8 bits in blocks, as with int4, in place of both.
+int8 and int4 are what the precisions of that name make of a matrix, but that errors of int8 too are
+made up for where the variant is recovered. Products can have 8 bits in blocks too: the activations
+of int8 have one scale for a whole tensor, so that with outliers it is no better than int4. Heads,
+which work on one row a text and weigh little, have those or float32.
 
 A graph's matrix bears the names of the model's weights that it was made of. Its bytes in the file
 are those of its constants and of the nodes that read it. They are an upper bound, which a file
@@ -11,7 +13,7 @@ is equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +28,9 @@ from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.targets.base import LowerRequest
 from edgelm.targets.costs import Option, Row, Table, precision_like
-from edgelm.targets.curvature import Curvature
-from edgelm.targets.onnx import FLOAT, INT4, INT8, INT8_BLOCKS
+from edgelm.targets.curvature import Curvature, Term
+from edgelm.targets.feedback import round_to_grid
+from edgelm.targets.onnx import FLOAT, INT4, INT8, INT8_BLOCKS, KINDS
 from edgelm.targets.onnx.blockwise import (
     bits_of,
     dequantize_blocks,
@@ -38,6 +41,7 @@ from edgelm.targets.onnx.blockwise import (
 from edgelm.targets.onnx.curvature import block_rounding_cost, tensor_rounding_cost
 from edgelm.targets.onnx.export import load
 from edgelm.targets.onnx.fuse import Choose, Weights, tidy
+from edgelm.targets.onnx.grids import grid_of
 from edgelm.targets.onnx.half import halve
 from edgelm.targets.onnx.matrices import Matrices
 from edgelm.targets.onnx.quantize import (
@@ -52,7 +56,7 @@ from edgelm.targets.onnx.quantize import (
 
 BLOCKS = {INT4: 4, INT8_BLOCKS: 8}  # type -> bits
 _BITS = {FLOAT: 32.0, INT8: 8.0, INT8_BLOCKS: 8.5, INT4: 4.5}  # of a weight, with its scales
-_WEIGHTS: dict[str, Weights] = {FLOAT: "float", INT8: "int8", INT4: "int4"}
+_WEIGHTS: dict[str, Weights] = {FLOAT: "float", INT8: "int8", INT4: "int4", INT8_BLOCKS: "int4"}
 _FIELD_BYTES = 8  # at most, of the tag and length of a field of a file
 _TENSOR_BYTES = 48  # at most, of a constant that are neither its values nor its name
 _NAME_BYTES = 4  # at most, by which a value's name grows where there are more nodes
@@ -75,8 +79,9 @@ class Matrix:
     def kinds(self) -> tuple[str, ...]:
         """The types it can have, the smallest first."""
         first = self.uses[0]
-        is_head = isinstance(first, LinearNode) and bits_of(first) == 8
-        return (INT8_BLOCKS, FLOAT) if is_head else (INT4, INT8, FLOAT)
+        if not isinstance(first, LinearNode):
+            return (INT4, INT8, FLOAT)
+        return (INT8_BLOCKS, FLOAT) if bits_of(first) == 8 else (INT4, INT8, INT8_BLOCKS, FLOAT)
 
 
 class Names:
@@ -117,7 +122,7 @@ def quantize_auto(
     Raises ModelError."""
     quantized: Quantized = {}
     n_bits = n_weights = 0.0
-    for matrix in _matrices(model.graph, names):
+    for matrix in matrices(model.graph, names):
         kind = types[matrix.name]
         _put(model.graph, matrix, kind, quantized, reduce_range)
         n_bits += _BITS[kind] * matrix.values.size
@@ -132,30 +137,21 @@ def tabulate(model: ir.Model, request: LowerRequest) -> Table:
     assert request.curvature is not None
     names, curvature = Names(request.model_dir, request.task), Curvature(request.curvature)
     common.ClearMetadataAndDocStringPass()(model)
-    matrices = list(_matrices(model.graph, names))
-    sizes = [_sizes(model, names, step, request) for step in (0, 1)]
+    found = list(matrices(model.graph, names))
+    sizes = {kind: _sizes(model, names, kind, request) for kind in KINDS if kind != FLOAT}
+    sizes[FLOAT] = {matrix.name: _float_bytes(matrix) for matrix in found}
     rows: list[Row] = []
-    float_bytes = 0
-    for i, matrix in enumerate(matrices):
-        n_bytes = {FLOAT: _float_bytes(matrix)}
-        for found in sizes:
-            n_bytes |= found[matrix.name]
-        float_bytes += n_bytes[FLOAT]
-        rows.append(
-            Row(
-                matrix.name,
-                matrix.values.size,
-                tuple(
-                    Option(kind, n_bytes[kind], _cost(matrix, kind, curvature, request))
-                    for kind in matrix.kinds
-                ),
-            )
+    for i, matrix in enumerate(found):
+        options = (
+            Option(kind, sizes[kind][matrix.name], _cost(matrix, kind, curvature, request))
+            for kind in matrix.kinds
         )
-        request.advance(i + 1, len(matrices))
-    return Table(tuple(rows), ir.to_proto(model).ByteSize() - float_bytes)
+        rows.append(Row(matrix.name, matrix.values.size, tuple(options)))
+        request.advance(i + 1, len(found))
+    return Table(tuple(rows), ir.to_proto(model).ByteSize() - sum(sizes[FLOAT].values()))
 
 
-def _matrices(graph: ir.Graph, names: Names) -> Iterator[Matrix]:
+def matrices(graph: ir.Graph, names: Names) -> Iterator[Matrix]:
     """Each matrix once, whoever reads it."""
     found: dict[str, tuple[list[LinearNode | ir.Node], NDArray[np.float32]]] = {}
     for linear in linears(graph):
@@ -189,25 +185,19 @@ def _put(
         halve(graph, scale)
 
 
-def _sizes(
-    model: ir.Model, names: Names, step: int, request: LowerRequest
-) -> dict[str, dict[str, int]]:
-    """Bytes of each matrix in the type that stands at `step` of those it can have."""
+def _sizes(model: ir.Model, names: Names, kind: str, request: LowerRequest) -> dict[str, int]:
+    """Bytes in one type of each matrix that can have it."""
     graph = model.clone().graph
-    found: dict[str, dict[str, int]] = {}
-    for matrix in _matrices(graph, names):
-        kind = matrix.kinds[step]
-        if kind == FLOAT:
-            found[matrix.name] = {}
+    found: dict[str, int] = {}
+    for matrix in matrices(graph, names):
+        if kind not in matrix.kinds:
             continue
         nodes, constants = set(graph), set(graph.initializers)
         # nothing is shared: each matrix is counted as if it were alone
         _put(graph, matrix, kind, {}, request.quantization.reduce_range)
         made = [node for node in graph if node not in nodes]
         values = [v for name, v in graph.initializers.items() if name not in constants]
-        found[matrix.name] = {
-            kind: _node_bytes(made) + sum(_constant_bytes(v) for v in values if v.uses())
-        }
+        found[matrix.name] = _node_bytes(made) + sum(_constant_bytes(v) for v in values if v.uses())
     return found
 
 
@@ -244,30 +234,43 @@ def _constant_bytes(value: ir.Value) -> int:
 
 
 def _cost(matrix: Matrix, kind: str, curvature: Curvature, request: LowerRequest) -> float:
-    """What a type loses of the task, in nats a prediction: by rounding the matrix, and what it is
-    multiplied with."""
+    """What a type loses of the task: by rounding the matrix, and what it is multiplied with.
+    Raises ModelError."""
     if kind == FLOAT:
         return 0.0
-    total = 0.0
-    rounded = _rounded(matrix, kind, reduce_range=request.quantization.reduce_range)
-    activations: Callable[[Curvature, str, Tensor], float]
+    reduce_range = request.quantization.reduce_range and not matrix.is_table
     activations = tensor_rounding_cost if kind == INT8 else block_rounding_cost
-    at = 0
+    total = 0.0
     for name, weight in matrix.parts:
-        values = rounded[at : at + len(weight)]
-        at += len(weight)
-        total += sum(term.cost(values - weight) for term in curvature.terms(name))
+        terms = curvature.terms(name)
+        if not terms:
+            raise ModelError(
+                f"what errors of {name} cost is not known: no linear layer or embedding reads it",
+                hint="take the precision int8 or int4",
+            )
+        if request.feedback and not matrix.is_table:
+            values = _with_feedback(weight, kind, terms, reduce_range=reduce_range)
+        else:
+            values = _rounded(weight, kind, reduce_range=reduce_range)
+        total += sum(term.cost(values - weight) for term in terms)
         if not matrix.is_table:
             total += activations(curvature, name, weight)
     return total
 
 
-def _rounded(matrix: Matrix, kind: str, *, reduce_range: bool) -> Tensor:
+def _rounded(weight: Tensor, kind: str, *, reduce_range: bool) -> Tensor:
     """The values (N, K) that a type holds."""
-    values = torch.from_numpy(matrix.values)
-    rows = values if matrix.is_table else values.T
     if kind in BLOCKS:
-        q, scale = quantize_blocks(rows, BLOCKS[kind])
-        return dequantize_blocks(q, scale, BLOCKS[kind], rows.shape[1])
-    q8, scales = quantize_columns(rows.T.numpy(), reduce_range=reduce_range and not matrix.is_table)
+        q, scale = quantize_blocks(weight, BLOCKS[kind])
+        return dequantize_blocks(q, scale, BLOCKS[kind], weight.shape[1])
+    q8, scales = quantize_columns(weight.T.numpy(), reduce_range=reduce_range)
     return torch.from_numpy((q8 * scales).T.copy())
+
+
+def _with_feedback(weight: Tensor, kind: str, terms: list[Term], *, reduce_range: bool) -> Tensor:
+    """About the values (N, K) that a recovered variant holds, whose roundings are weighed by inputs
+    alone."""
+    grid = grid_of(weight, kind, reduce_range=reduce_range)
+    if grid is None:
+        return _rounded(weight, kind, reduce_range=reduce_range)
+    return round_to_grid(weight, grid, terms[0].moments)

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.onnx.fuse import MICROSOFT, array_of, constant, replace, tidy
 from edgelm.targets.onnx.half import halve_weights
-from edgelm.targets.onnx.quantize import LinearNode, linears, tables
+from edgelm.targets.onnx.quantize import LinearNode, linears, shorten, tables
 
 BLOCK = 32
 INT8_ACTIVATIONS = 4  # the operator's accuracy level: activations in 8 bits, as llama.cpp does
 HEAD = "lm_head.MatMul.weight"
 
 PEAK = 7
-_SCALE_MASK = ~(2**13 - 1)  # of a float32's 24 significant bits 11 are left, as in float16
+_SCALE_BITS = 11  # significant ones, as in float16
 _CHUNK_ROWS = 4096
 _STEPS = tuple(0.1 * step for step in range(-9, 10))
 _LAYER = re.compile(r"layers\.(\d+)\.(attn\.(?:qkv|v)_proj|mlp\.down_proj)\.")
@@ -73,19 +73,14 @@ def _quantize(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
             q = torch.round(x * (-(zero + step) / largest)).clamp(-zero, zero - 1)
             dot = (weight * x * q).sum(-1, keepdim=True)
             square = (weight * q * q).sum(-1, keepdim=True)
-            scale = _shorten(torch.where(square > 0, dot / square, best_scale))
+            found = torch.where(square > 0, dot / square, best_scale)
+            scale = torch.from_numpy(shorten(found.numpy(), _SCALE_BITS))
             error = (weight * (x - scale * q).square()).sum(-1, keepdim=True)
             better = error < best
             best = torch.where(better, error, best)
             best_q = torch.where(better, q, best_q)
             best_scale = torch.where(better, scale, best_scale)
     return (best_q + zero).to(torch.uint8), best_scale[..., 0]
-
-
-def _shorten(scale: torch.Tensor) -> torch.Tensor:
-    """Float32 rounded to 11 significant bits."""
-    half = (~_SCALE_MASK + 1) // 2
-    return ((scale.view(torch.int32) + half) & _SCALE_MASK).view(torch.float32)
 
 
 def quantize_linears(model: ir.Model, bits: int) -> None:

@@ -71,7 +71,7 @@ def lower(request: LowerRequest) -> Lowered:
 def _lower_auto(request: LowerRequest) -> Lowered:
     """Each matrix in its type of `request.types`."""
     request.report("exporting")
-    names = auto.Names(request.model_dir, request.task)
+    names = auto.Names(request.recovered or request.model_dir, request.task)
     model = fused(request, auto.choose_fusion(names, request.types))
     request.report("quantizing")
     reduce_range = request.quantization.reduce_range

@@ -135,11 +135,25 @@ def tables(graph: ir.Graph) -> list[tuple[ir.Node, NDArray[np.float32]]]:
 def quantize_columns(
     weight: NDArray[np.float32], *, reduce_range: bool
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """weight (K, N) -> int8 (K, N) and float32 scale (N,), symmetric: weight ~ int8 * scale."""
-    limit = 63 if reduce_range else 127
-    scale = (np.abs(weight).max(axis=0) / limit).astype(np.float32)
+    """weight (K, N) -> int8 (K, N) and float32 scale (N,), symmetric: weight ~ int8 * scale.
+
+    Of a float32's 24 significant bits a scale has 16, so that its products with int8 are exact, and
+    where a column is made of such products they are found again as they are."""
+    limit = levels_of(reduce_range=reduce_range)
+    scale = shorten((np.abs(weight).max(axis=0) / limit).astype(np.float32), 16)
     scale[scale == 0] = 1.0
     return np.rint(weight / scale).clip(-limit, limit).astype(np.int8), scale
+
+
+def levels_of(*, reduce_range: bool) -> int:
+    """The largest level of a weight in 8 bits, and the least with its sign changed."""
+    return 63 if reduce_range else 127
+
+
+def shorten(scale: NDArray[np.float32], n_bits: int) -> NDArray[np.float32]:
+    """Rounded to so many significant bits, of 24."""
+    unit = np.int32(1 << (24 - n_bits))
+    return ((scale.view(np.int32) + unit // 2) & -unit).view(np.float32)
 
 
 def linears(graph: ir.Graph) -> Iterator[LinearNode]:

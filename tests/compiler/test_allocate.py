@@ -138,12 +138,14 @@ def test_a_size_that_is_too_small_for_sure_is_refused_before_training(
     assert not list(tmp_path.rglob("*finetune*"))
 
 
-def test_in_a_search_the_files_keep_to_the_budgets_size(root: Path) -> None:
+@pytest.mark.parametrize("target", ["gguf:auto", "onnx:auto"])
+def test_in_a_search_the_files_keep_to_the_budgets_size(root: Path, target: str) -> None:
     task = "text-classification"
-    least = least_size(root, task)
+    least = least_size(root, task, targets=[target])
 
     def searched(n_bytes: int) -> Recipe:
         size = {"budget.max_size": f"{n_bytes}B", "quantize.auto_size": None, "budget.vary": []}
+        size["targets"] = [target]
         return recipe_of(root, task, "", **size)
 
     report = compile(searched(2 * least))

@@ -18,17 +18,22 @@ from tiny_data import labelled_rows, write_csv, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgelm.compiler import Recipe, load_recipe
+from edgelm.compiler.allocate.knapsack import solve
 from edgelm.compiler.cache import StageCache
 from edgelm.compiler.context import Context
 from edgelm.compiler.pipeline import plan
 from edgelm.compiler.recover.optimizer import GridAdamW
-from edgelm.compiler.recover.rounding import latents_near, round_matrix
+from edgelm.compiler.recover.rounding import latents_near
 from edgelm.compiler.recover.settings import check_recovery, recovery
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.progress import Progress
+from edgelm.targets.costs import Table
+from edgelm.targets.feedback import round_to_grid
 from edgelm.targets.gguf.unpack import unpack
 from edgelm.targets.grid import Grid
 from edgelm.targets.onnx.blockwise import quantize_blocks
+from edgelm.targets.onnx.grids import grid_of
+from edgelm.targets.onnx.quantize import quantize_columns
 
 WIDE = dict(hidden_size=64, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2)
 
@@ -199,6 +204,48 @@ def test_onnx_files_hold_what_was_trained(decoder, name, root):
                 assert {tuple(row) for row in weight.numpy()} <= known, other
 
 
+def test_auto_files_hold_what_was_trained(root):
+    """Each matrix on the grid of the type that was chosen for it."""
+    largest = lowered(recipe_of(root, "onnx:auto", quantize__auto_size="9MB"))
+    size = size_with(largest.tables["onnx"], {"int4", "int8"})
+    context = lowered(recipe_of(root, "onnx:auto", quantize__auto_size=f"{size}B"))
+    weights = load_file(context.recovered["onnx-auto"] / "model.safetensors")
+    before = load_file(root / "encoder" / "model.safetensors")
+    path = files(context, "onnx-auto") / "model.onnx"
+    known = {"int4": rows_in(path), "int8": rows_in_columns(path)}
+    kinds = set[str]()
+    for joined, kind in context.types["onnx"].items():
+        for name in joined.split(" + ") if kind in known else ():
+            assert not torch.equal(weights[name], before[name])
+            assert {tuple(row) for row in weights[name].numpy()} <= known[kind], name
+            kinds.add(kind)
+    assert kinds == known.keys()
+    losses = context.recoveries["onnx-auto"]["losses"]
+    assert losses[-1] < losses[0]
+
+
+def size_with(table: Table, kinds: set[str]) -> int:
+    """Bytes of a file within which matrices of all these types are chosen."""
+    items = [[(option.n_bytes, option.cost) for option in row.options] for row in table.rows]
+    least, most = (sum(option[i][0] for option in items) for i in (0, -1))
+    for budget in np.linspace(least, most, 40).astype(int).tolist():
+        chosen = zip(table.rows, solve(items, budget), strict=True)
+        if kinds <= {row.options[i].kind for row, i in chosen}:
+            return table.rest_bytes + budget
+    raise AssertionError(table)
+
+
+def rows_in_columns(path: Path) -> set[tuple[float, ...]]:
+    """Of all matrices with 8 bits and one scale an output, or a row of a table."""
+    graph = onnx.load(path).graph
+    arrays = {i.name: numpy_helper.to_array(i, str(path.parent)) for i in graph.initializer}
+    known: set[tuple[float, ...]] = set()
+    for key in [key for key in arrays if key.endswith(".int8")]:
+        values = arrays[key] * arrays[f"{key.removesuffix('.int8')}.scale"]
+        known |= {tuple(row) for rows in (values, values.T) for row in rows}
+    return known
+
+
 def rows_in(path: Path) -> set[tuple[float, ...]]:
     """Of all matrices with 4 bits."""
     graph = onnx.load(path).graph
@@ -228,6 +275,20 @@ def test_blocks_on_a_grid_are_found_again():
         assert torch.equal(back, values)
 
 
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_columns_on_a_grid_are_found_again(reduce_range):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, 100, generator=generator) * torch.logspace(-6, 2, 200)[:, None]
+    weight[3] = 0
+    grid = grid_of(weight, "int8", reduce_range=reduce_range)
+    assert grid is not None
+    for moved in (weight * 0.3, weight, weight + 0.01):  # as weights may wander while training
+        values = grid.round(moved)
+        q, scales = quantize_columns(values.T.numpy(), reduce_range=reduce_range)
+        assert np.array_equal((q * scales).T, values.numpy())
+        assert not values[3].any()
+
+
 def test_rounding_lessens_what_the_product_is_off_by():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 8, generator=generator) @ torch.randn(8, 64, generator=generator)
@@ -239,10 +300,10 @@ def test_rounding_lessens_what_the_product_is_off_by():
     def error(values: torch.Tensor) -> float:
         return float(((weight - values) @ x.T).square().sum())
 
-    found = round_matrix(weight, grid, x.T @ x)
+    found = round_to_grid(weight, grid, x.T @ x)
     assert torch.equal(grid.round(found), found)
     assert error(found) < error(grid.round(weight)) / 5
-    assert torch.equal(round_matrix(weight, grid, torch.eye(64)), grid.round(weight))
+    assert torch.equal(round_to_grid(weight, grid, torch.eye(64)), grid.round(weight))
     near = latents_near(weight, found, grid)
     assert torch.equal(grid.round(near), found)
     assert (near - weight).abs().max() <= (found - weight).abs().max()
@@ -282,6 +343,10 @@ def test_which_variants_are_recovered(root):
     assert [recovery(recipe, spec) for spec in recipe.targets] == ["round", "none", "none"]
     asked = recipe_of(root, "gguf:q4_0", "gguf:q8_0", "onnx:int8", recover__method="round")
     assert [recovery(asked, spec) for spec in asked.targets] == ["round", "round", "none"]
+    autos = recipe_of(
+        root, "gguf:auto", "onnx:auto", recover__method="auto", quantize__auto_size="1MB"
+    )
+    assert [recovery(autos, spec) for spec in autos.targets] == ["none", "round"]
     bare = recipe_of(root, "gguf:q4_0", data__train=None, recover__method="auto")
     assert recovery(bare, "gguf:q4_0") == "none"
     with pytest.raises(RecipeError, match="needs training data"):

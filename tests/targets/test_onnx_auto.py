@@ -112,6 +112,18 @@ def test_files_are_those_of_the_types_and_within_the_size(
     assert costs[-1] == 0
 
 
+def test_feedback_costs_less(request_: LowerRequest, table: Table) -> None:
+    recovered = TARGET.tabulate(replace(request_, feedback=True))
+    for before, after in zip(table.rows, recovered.rows, strict=True):
+        assert [o.n_bytes for o in after.options] == [o.n_bytes for o in before.options]
+        same = "embeddings" in before.name or before.options[0].kind == "int8-blocks"
+        for old, new in zip(before.options, after.options, strict=True):
+            if same or old.kind in ("int8-blocks", FLOAT):
+                assert new.cost == old.cost
+            else:
+                assert new.cost < old.cost, (before.name, old.kind)
+
+
 def test_costs_tell_what_types_do_to_the_answers(
     request_: LowerRequest, table: Table, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ class Rounder:
         return round_matrix(self._weight, kind, self._factor, self._importance)[0]
 
     def cost(self, kind: str) -> float:
-        """What the matrix in this type adds to the divergence, in nats a prediction."""
+        """What the matrix in this type costs, as `Term` counts."""
         weight = self._weight[self._sample]
         _, values = round_matrix(weight, kind, self._factor, self._importance)
         return sum(term.cost(values - weight) for term in self._terms)
