@@ -30,8 +30,8 @@ class Term:
     rows: torch.Tensor  # (R,), float32
 
     def cost(self, error: torch.Tensor) -> float:
-        """What an error (R, C) costs, in nats a prediction where it is small. Costs rank errors of
-        one task: those of classifiers, which count label flips too, are several times the KL."""
+        """What an error (R, C) costs, to second order and as if it were the only one: it ranks
+        errors of one task. For classifiers label flips are counted too."""
         total = 0.0
         for part, rows in zip(error.split(8192), self.rows.split(8192), strict=True):
             total += float((((part @ self.moments) * part).sum(dim=1) * rows).sum())
