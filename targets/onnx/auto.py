@@ -28,7 +28,7 @@ from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.targets.base import LowerRequest
 from edgelm.targets.costs import Option, Row, Table, precision_like
-from edgelm.targets.curvature import Curvature, Term
+from edgelm.targets.curvature import Curvature
 from edgelm.targets.feedback import round_to_grid
 from edgelm.targets.onnx import FLOAT, INT4, INT8, INT8_BLOCKS, KINDS
 from edgelm.targets.onnx.blockwise import (
@@ -38,7 +38,11 @@ from edgelm.targets.onnx.blockwise import (
     quantize_blocks,
     table_to_blocks,
 )
-from edgelm.targets.onnx.curvature import block_rounding_cost, tensor_rounding_cost
+from edgelm.targets.onnx.curvature import (
+    block_rounding_cost,
+    input_moments,
+    tensor_rounding_cost,
+)
 from edgelm.targets.onnx.export import load
 from edgelm.targets.onnx.fuse import Choose, Weights, tidy
 from edgelm.targets.onnx.grids import grid_of
@@ -249,7 +253,8 @@ def _cost(matrix: Matrix, kind: str, curvature: Curvature, request: LowerRequest
                 hint="take the precision int8 or int4",
             )
         if request.feedback and not matrix.is_table:
-            values = _with_feedback(weight, kind, terms, reduce_range=reduce_range)
+            H = input_moments(curvature, name)
+            values = _with_feedback(weight, kind, H, reduce_range=reduce_range)
         else:
             values = _rounded(weight, kind, reduce_range=reduce_range)
         total += sum(term.cost(values - weight) for term in terms)
@@ -267,10 +272,9 @@ def _rounded(weight: Tensor, kind: str, *, reduce_range: bool) -> Tensor:
     return torch.from_numpy((q8 * scales).T.copy())
 
 
-def _with_feedback(weight: Tensor, kind: str, terms: list[Term], *, reduce_range: bool) -> Tensor:
-    """About the values (N, K) that a recovered variant holds, whose roundings are weighed by inputs
-    alone."""
+def _with_feedback(weight: Tensor, kind: str, H: Tensor, *, reduce_range: bool) -> Tensor:
+    """The values (N, K) that a recovered variant holds, but for the texts that H (K, K) is of."""
     grid = grid_of(weight, kind, reduce_range=reduce_range)
     if grid is None:
         return _rounded(weight, kind, reduce_range=reduce_range)
-    return round_to_grid(weight, grid, terms[0].moments)
+    return round_to_grid(weight, grid, H)

@@ -22,16 +22,18 @@ from edgelm.targets.curvature import Curvature, Loss, Term, collect, write_curva
 from edgelm.targets.onnx.blockwise import BLOCK
 
 
-class _Steps:
-    """Mean squares of the steps that a layer's inputs are rounded to."""
+class _Inputs:
+    """Of a layer's inputs: mean squares of the steps that they are rounded to, and x x^T."""
 
     def __init__(self, K: int) -> None:
+        self.moments = torch.zeros(K, K)
         self.of_tensor = torch.zeros(())
         self.of_blocks = torch.zeros(-(-K // BLOCK))
         self._n = 0
 
     def look(self, module: Any, inputs: tuple[Any, ...]) -> None:
         x = inputs[0].detach().flatten(0, -2)
+        self.moments.addmm_(x.T, x)
         step = (x.max().clamp(min=0) - x.min().clamp(max=0)) / 255
         padded = torch.nn.functional.pad(x, (0, -x.shape[1] % BLOCK))
         blocks = padded.unflatten(1, (-1, BLOCK)).abs().amax(2) / 127
@@ -42,22 +44,28 @@ class _Steps:
 
 def write_terms(path: Path, model: Any, losses: Iterable[Loss]) -> None:
     """Run and differentiate each scalar of `model`: the terms of its linear layers and embedding
-    tables, by the names of their weights, and the steps of their inputs.
+    tables, by the names of their weights, and what is to be known of their inputs.
 
     Raises ModelError without losses, and for values that are not finite."""
     model.requires_grad_(False)
     modules = dict(model.named_modules())
     layers = {f"{n}.weight": m for n, m in modules.items() if isinstance(m, torch.nn.Linear)}
     tables = {f"{n}.weight": m for n, m in modules.items() if isinstance(m, torch.nn.Embedding)}
-    steps = {name: _Steps(m.in_features) for name, m in layers.items()}
+    inputs = {name: _Inputs(m.in_features) for name, m in layers.items()}
     with ExitStack() as hooks:
         for name, module in layers.items():
-            hooks.callback(module.register_forward_pre_hook(steps[name].look).remove)
+            hooks.callback(module.register_forward_pre_hook(inputs[name].look).remove)
         terms = collect(layers, tables, losses)
     more: dict[str, Tensor] = {}
-    for name, found in steps.items():
+    for name, found in inputs.items():
         more[f"{name}:tensor"], more[f"{name}:blocks"] = found.of_tensor, found.of_blocks
+        more[f"{name}:inputs"] = found.moments
     write_curvature(path, {name: [term] for name, term in terms.items()}, more)
+
+
+def input_moments(curvature: Curvature, name: str) -> Tensor:
+    """The sum of x x^T (K, K) of what a layer's weight (N, K) is multiplied with."""
+    return curvature.tensor(f"{name}:inputs")
 
 
 def tensor_rounding_cost(curvature: Curvature, name: str, weight: Tensor) -> float:
