@@ -139,7 +139,7 @@ def failures(
         noise = slack * 1.5 / max(1, parity.n)
         if "max_drop" in limits.stated or task.kind == "feature-extraction":
             noise = 0.0
-        if drop > max(limits.max_drop, noise):
+        if not drop <= max(limits.max_drop, noise):
             found.append(
                 f"{name} {metrics[name]:.4f} is {drop:.4f} under the reference's "
                 f"{reference[name]:.4f}, the limit is {limits.max_drop:.4f}"

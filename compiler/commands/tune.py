@@ -48,7 +48,8 @@ def command(
     """Search for the best variant of MODEL_OR_RECIPE that meets a budget.
 
     The budget is the recipe's section `budget`: --max-size, --max-drop, --max-latency and others.
-    Targets, precisions and vocabularies are varied where the recipe leaves them open. Every point
+    Targets, precisions, vocabulary, layers, feed-forward columns and recovery are varied (--vary)
+    where the recipe leaves them open. Every point
     is compiled and measured on this machine as `edgelm compile` does it, up to the bundle; stopped,
     the same command goes on where it was, and run beside itself on one --cache-dir, or anywhere
     with one --study, it shares the work. The best point's recipe is written to --best, for `edgelm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class Bound:
         """By how much of the limit (points: of at least one point) the figure is over it; 0 when
         it is met, None when the figure is not known."""
         value: float | None = getattr(figures, self.figure)
-        if value is None:
+        if value is None or math.isnan(value):
             return None
         over = self.limit - value if self.least else value - self.limit
         unit = max(self.limit, 1.0) if self.figure == "drop_points" else self.limit

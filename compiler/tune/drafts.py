@@ -7,7 +7,8 @@ that does not is what the model promises.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from edgelm.compiler.machine import machine_id
@@ -25,17 +26,24 @@ from edgelm.runtime.errors import ModelError, RecipeError, TargetUnavailable, Ve
 SLACK = 1.25  # over a bound of latency or memory, as others may be at work while it is measured
 
 
-def rate(model: Model, part: Fraction, plan: Plan) -> tuple[str, float] | None:
-    """Name and value of the quality of the model after `part` of its epochs, in the first of its
-    variants that fits the budget's size, latency and memory; those before it are closed, and where
-    none fits all are. Raises what the passes to the model do."""
+@dataclass(frozen=True)
+class Draft:
+    """A model after a part of its epochs."""
+
+    quality: str  # name of the figure that models are compared by
+    promise: float | None  # its value; None where no variant fits the budget
+    seconds: dict[str, float]  # of the passes that were not kept
+
+
+def make_draft(model: Model, part: Fraction, plan: Plan, tuned: Set[str]) -> Draft:
+    """What the model promises after `part` of its epochs: the quality of the first of its variants
+    that fits the budget's size, latency and memory; those before it are closed, and where none fits
+    all are. Trainings of the keys `tuned` were done in full, and are taken so: a better teacher,
+    for nothing. Raises what the passes to the model do."""
     whole = for_targets(model.context.recipe, [p.spec for p in model.open_points])
-    # one that was fine-tuned in full by now is a better teacher, and costs nothing
-    tuned = {training.key for other in plan.at_once for training in other.trainings}
-    is_tuned = any(training.key in tuned for training in model.trainings)
+    is_tuned = any(t.key in tuned for t in model.trainings)
     context = fresh(model.context, partly(whole, part, is_tuned=is_tuned))
-    for step in steps(context.recipe).model:
-        step.execute(context)
+    seconds = points.make_model(steps(context.recipe).model, context)
     assert context.task is not None
     quality = quality_name(context.task, context.reference_metrics)
     for point in model.open_points:
@@ -54,8 +62,8 @@ def rate(model: Model, part: Fraction, plan: Plan) -> tuple[str, float] | None:
         if draft.state == "failed":
             point.close("failed", draft.reason)
         elif not _misses(point, draft, plan.budget) and draft.figures.metric is not None:
-            return quality, draft.figures.metric
-    return None
+            return Draft(quality, draft.figures.metric, seconds)
+    return Draft(quality, None, seconds)
 
 
 def _misses(point: Point, draft: Point, budget: Budget) -> bool:

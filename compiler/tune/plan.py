@@ -9,7 +9,6 @@ from pathlib import Path
 from edgelm.compiler.cache import StageCache, digest
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import require_compile_extra
-from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.allocate import is_auto
 from edgelm.compiler.passes.intake import read_source
 from edgelm.compiler.passes.lower import check_target
@@ -22,6 +21,7 @@ from edgelm.compiler.tune.axes import Overrides, is_stated, models, targets
 from edgelm.compiler.tune.budget import Budget, Figures, read_budget
 from edgelm.compiler.tune.effort import learning_s, products_per_s, training_s, variant_s
 from edgelm.compiler.tune.floors import Weights, count_weights, least_bytes
+from edgelm.compiler.tune.points import is_kept
 from edgelm.compiler.tune.space import ORIGIN, Model, Plan, Point, Training, for_targets, fresh
 from edgelm.runtime.errors import (
     MissingExtra,
@@ -33,7 +33,11 @@ from edgelm.runtime.errors import (
 )
 from edgelm.runtime.profile import read_profile
 from edgelm.runtime.progress import Progress
+from edgelm.runtime.schema import encode
 from edgelm.targets.causal import is_causal
+
+# an overrides' value: what is left of the vocabulary is seen by the model itself
+_UNTRIMMED: Overrides = {"prune.vocab": False, "prune.vocab_size": None, "prune.vocab_texts": None}
 
 
 def make_plan(recipe: Recipe, progress: Progress) -> Plan:
@@ -111,14 +115,15 @@ def lay_out(
     content = read_source(context.source.folder).digest
     points: list[Point] = []
     for spec in recipe.targets:
-        prune = recipe.prune
-        cuts = [prune.layers, prune.heads, prune.ffn, prune.sparsity, recipe.distil.student]
-        same = digest([content, cuts, spec, recovery(recipe, spec)])
+        alone = for_targets(recipe, [spec])
+        # a vocabulary is what it leaves of the model, a recovery what it comes to
+        plain = with_overrides(alone, {**_UNTRIMMED, "recover.method": "auto"}, ORIGIN)
+        same = digest([content, recovery(recipe, spec), {**encode(plain), "origins": None}])
         if same in seen:  # as a vocabulary that is not larger than what another leaves of it
             continue
         seen.add(same)
         floor = least_bytes(weights, spec, own_types=own)
-        point = Point(name, spec, for_targets(recipe, [spec]), floor)
+        point = Point(name, spec, alone, floor)
         missed = budget.misses(Figures(size_bytes=floor))
         if missed:
             point.close("misses", f"at least {missed[0]}")
@@ -141,7 +146,8 @@ def trainings(context: Context, weights: Weights, rate: float) -> list[Training]
         context.recipe, {f"prune.{k}": None for k in ("layers", "heads", "ffn")}, ORIGIN
     )
     found: list[Training] = []
-    before = f"{context.source.digest} {context.recipe.seed}"
+    data = encode(with_overrides(context.recipe, _UNTRIMMED, ORIGIN))
+    tuned = digest([context.source.digest, *(data[k] for k in ("seed", "train", "lora"))])
     known = True  # whether all so far is kept, so that what comes next can be looked up
     for step in steps(context.recipe).model:
         known = known and is_kept(step, scratch)
@@ -150,21 +156,12 @@ def trainings(context: Context, weights: Weights, rate: float) -> list[Training]
         if step.name == "finetune" and is_trained(context.recipe):
             full = count_weights(context.source.folder, replace(whole, distil=DistilConfig()))
             seconds = 0.0 if known else training_s(context, full, rate)
-            found.append(Training(before, seconds))
+            found.append(Training(step.name, tuned, seconds))
         elif step.name == "shrink":
-            prune, student = context.recipe.prune, context.recipe.distil.student
-            cuts = [prune.layers, prune.heads, prune.ffn, student]
             seconds = 0.0 if known else learning_s(context, weights, rate)
-            found.append(Training(f"{before} {cuts}", seconds))
+            key = digest([tuned, data["prune"], data["distil"]])
+            found.append(Training(step.name, key, seconds))
     return found
-
-
-def is_kept(step: Pass, context: Context) -> bool:
-    """Whether the pass has nothing to do, or its stage is kept."""
-    inputs = step.inputs(context)
-    return inputs is None or (
-        context.cache.find(step.name, context.cache.key(step.name, inputs)) is not None
-    )
 
 
 def _auto_size(recipe: Recipe) -> Overrides:
@@ -183,5 +180,6 @@ def _limits(recipe: Recipe) -> Overrides:
     if recipe.task == "text-generation":
         limits = {"verify.max_perplexity_ratio": 1 + drop / 100}
     else:
-        limits = {"verify.max_drop": drop / 100, "distil.max_drop": drop / 100}
+        limits = {"verify.max_drop": drop / 100}
+    limits["distil.max_drop"] = drop / 100
     return {key: limit for key, limit in limits.items() if not is_stated(recipe, key)}

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from edgelm.compiler.context import Context, VariantState
 from edgelm.compiler.machine import machine_name
 from edgelm.compiler.packing import manifest_variant
+from edgelm.compiler.passes import Pass
 from edgelm.compiler.pipeline import steps
 from edgelm.compiler.tune.budget import Figures, latency_ms, quality_value
 from edgelm.compiler.tune.space import Point
 from edgelm.runtime.errors import TargetUnavailable
 from edgelm.runtime.manifest import Measured
 from edgelm.runtime.profile import DeviceProfile
+
+
+def make_model(passes: Sequence[Pass], context: Context) -> dict[str, float]:
+    """Run the passes to the model that is lowered; the seconds of those that were not kept."""
+    spent: dict[str, float] = {}
+    for step in passes:
+        began, was_kept = time.monotonic(), is_kept(step, context)
+        step.execute(context)
+        if not was_kept:
+            spent[step.name] = time.monotonic() - began
+    return spent
+
+
+def is_kept(step: Pass, context: Context) -> bool:
+    """Whether the pass has nothing to do, or its stage is kept."""
+    inputs = step.inputs(context)
+    return inputs is None or (
+        context.cache.find(step.name, context.cache.key(step.name, inputs)) is not None
+    )
 
 
 def lower(point: Point, context: Context) -> None:

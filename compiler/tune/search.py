@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -27,7 +27,7 @@ from edgelm.compiler.tune.budget import (
     quality_name,
     quality_value,
 )
-from edgelm.compiler.tune.drafts import rate
+from edgelm.compiler.tune.drafts import make_draft
 from edgelm.compiler.tune.front import pareto_front
 from edgelm.compiler.tune.halving import Rung, rungs
 from edgelm.compiler.tune.outcome import Outcome, PointOutcome
@@ -40,6 +40,7 @@ MEASURE_S = 6.0  # of the time budget, kept for each point that is to be measure
 HOPELESS_POINTS = 1.0  # so far over a bound, a reference has no variant that meets it
 NEAR_POINTS = 0.3  # that a variant may lose for its model to be as good as it gets
 N_NEAREST = 3
+WHOLE = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,12 @@ class Found:
 
 def search(plan: Plan, progress: Progress, clock: Callable[[], float] = time.monotonic) -> Found:
     """Make, judge and measure the points. Raises what passes do for reasons that hold for all."""
-    return _Search(plan, progress, clock).run()
+    return Search(plan, progress, clock).run()
 
 
-class _Search:
+class Search:
+    """One search under way; `run` is the whole of it."""
+
     def __init__(self, plan: Plan, progress: Progress, clock: Callable[[], float]) -> None:
         self.plan, self.progress, self.clock = plan, progress, clock
         self.started = clock()
@@ -80,7 +83,10 @@ class _Search:
         self.values: dict[str, float] = {}  # of the models' references
         self.promises: dict[str, float] = {}  # of models, after a part of their epochs
         self.behind: dict[str, str] = {}  # model -> why it is not trained on
-        self.pace: float | None = None  # seconds of the last training, for each one estimated
+        self.first = plan.at_once  # of the plan as it is before anything is made
+        self.tuned = set[str]()  # keys of trainings in full, of those models
+        self.done = set[tuple[str, Fraction]]()  # keys of trainings, and how much of the epochs
+        self.pace = 0.0  # seconds of the last training, for each one estimated; 0: not known
 
     def run(self) -> Found:
         plan = self.plan
@@ -146,9 +152,8 @@ class _Search:
     def batches(self) -> Iterator[list[Attempt]]:
         """What is to be tried next; which that is depends on how the batches before it went."""
         plan = self.plan
-        first = plan.at_once
-        yield [Attempt(m) for m in first]
-        rest = [m for m in plan.to_make if m not in first and not self.is_needless(m)]
+        yield [Attempt(m) for m in self.first]
+        rest = [m for m in plan.to_make if m not in self.first and not self.is_needless(m)]
         trained, behind = groups(rest), list[list[Model]]()
         for rung in rungs(len(trained), plan.recipe.budget.halving):
             yield [Attempt(group[0], rung.part) for group in trained]
@@ -169,16 +174,15 @@ class _Search:
         if self.is_needless(model) or not self.has_time_for(model, attempt.part):
             return
         self.progress.note(f"{attempt.name}: what it promises")
-        began = self.clock()
         try:
-            rated = rate(model, attempt.part, self.plan)
+            draft = make_draft(model, attempt.part, self.plan, self.tuned)
         except (ModelError, VerificationError) as err:
             model.close("failed", err.message)
             return
-        if self.pace is None and model.train_s:
-            self.pace = (self.clock() - began) / (model.train_s * float(attempt.part))
-        if rated is not None:
-            self.quality, self.promises[model.name] = rated
+        self.note_trainings(model, attempt.part, draft.seconds)
+        self.quality = draft.quality
+        if draft.promise is not None:
+            self.promises[model.name] = draft.promise
 
     def compare(
         self, trained: list[list[Model]], rung: Rung
@@ -209,16 +213,15 @@ class _Search:
         context, n = model.context, len(model.open_points)
         self.progress.note(f"{model.name}: {n} variants to make")
         try:
-            began = self.clock()
-            for step in model.passes():
-                step.execute(context)
-            if model.train_s:
-                self.pace = (self.clock() - began) / model.train_s
+            spent = points.make_model(model.passes(), context)
         except (ModelError, VerificationError) as err:
             if is_full:
                 raise
             model.close("failed", err.message)
             return
+        self.note_trainings(model, WHOLE, spent)
+        if model in self.first:
+            self.tuned |= {t.key for t in model.trainings}
         assert context.task is not None
         self.quality = quality_name(context.task, context.reference_metrics)
         value = quality_value(self.quality, context.reference_metrics, None)
@@ -325,9 +328,21 @@ class _Search:
         made = sum(p.state == "made" and not p.measured_on for p in self.plan.points)
         return self.plan.budget.time_s - (self.clock() - self.started) - MEASURE_S * made
 
-    def has_time_for(self, model: Model, part: Fraction = Fraction(1)) -> bool:
-        """Whether there is time for that much of the model's training; closes its points if not."""
-        need, left = float(part) * model.train_s * (self.pace or 0.0), self.left_s()
+    def note_trainings(self, model: Model, part: Fraction, spent: Mapping[str, float]) -> None:
+        """That so much of the model's trainings is done; the passes that ran took `spent` s."""
+        ran = [t for t in model.trainings if t.stage in spent]
+        planned = float(part) * sum(t.seconds for t in ran)
+        if planned:
+            self.pace = sum(spent[t.stage] for t in ran) / planned
+        self.done |= {(t.key, part) for t in model.trainings}
+
+    def has_time_for(self, model: Model, part: Fraction = WHOLE) -> bool:
+        """Whether there is time for what is left of so much of the model's trainings; closes its
+        points if not."""
+        todo = [t for t in model.trainings if (t.key, part) not in self.done]
+        if part < 1:
+            todo = [t for t in todo if t.key not in self.tuned]
+        need, left = float(part) * sum(t.seconds for t in todo) * self.pace, self.left_s()
         if left > need:
             return True
         left = max(0.0, left)

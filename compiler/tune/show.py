@@ -7,6 +7,7 @@ from typing import Any
 
 from edgelm.compiler.recipe import dump_recipe
 from edgelm.compiler.report.data import Search, SearchPoint
+from edgelm.compiler.tune.budget import loss_of
 from edgelm.compiler.tune.search import Found
 from edgelm.compiler.tune.space import Plan, Point
 from edgelm.runtime.errors import BudgetError
@@ -145,8 +146,9 @@ def ordered(found: Found) -> list[Point]:
     budget = found.plan.budget
 
     def key(p: Point) -> tuple[Any, ...]:
-        known = p.figures.metric is not None
-        loss = _loss(found, p) if known else 0.0
+        metric = p.figures.metric
+        known = metric is not None
+        loss = 0.0 if metric is None else loss_of(found.quality, metric)
         return (
             p is not found.best,
             p.state != "meets",
@@ -161,11 +163,6 @@ def ordered(found: Found) -> list[Point]:
 def minutes(seconds: float) -> str:
     """`40 s`, `12 min`"""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _loss(found: Found, point: Point) -> float:
-    value = point.figures.metric or 0.0
-    return value if found.quality == "perplexity" else -value
 
 
 def _outcome(found: Found, point: Point) -> str:

@@ -56,6 +56,7 @@ class Point:
 class Training:
     """Of a model; models share those with the same key."""
 
+    stage: str  # finetune or shrink
     key: str
     seconds: float  # about; 0 where it is kept
 
@@ -70,11 +71,6 @@ class Model:
     place: tuple[int, ...]  # on the axes; larger leaves out more
     trainings: list[Training]
     variant_s: float  # about, of each point
-
-    @property
-    def train_s(self) -> float:
-        """About how long its trainings take."""
-        return sum(training.seconds for training in self.trainings)
 
     @property
     def open_points(self) -> list[Point]:

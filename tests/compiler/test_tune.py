@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from edgelm.compiler import compile, load_recipe
 from edgelm.compiler.passes import lower, measure
 from edgelm.compiler.passes.shrink import Shrink
 from edgelm.compiler.recipe import Recipe
-from edgelm.compiler.tune import make_plan, search
-from edgelm.compiler.tune.space import Plan
+from edgelm.compiler.tune import axes, make_plan, search
+from edgelm.compiler.tune.search import WHOLE, Search
+from edgelm.compiler.tune.space import Plan, Training
 from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.errors import BudgetError
 from edgelm.runtime.progress import Progress
@@ -112,6 +114,51 @@ def _flat(recipe: Recipe) -> list[tuple[str, Any]]:
 
     said = recipe.origins
     return [(x.key, value(x.path)) for x in leaves(Recipe) if said[x.key] != "default"]
+
+
+def test_a_new_axis_has_points(stated: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever keys an axis sets, a value of it makes models of its own."""
+    half = {"prune.layers": 0.5}
+    values = {"even": half, "measured": half | {"prune.layer_choice": "measured"}}
+    monkeypatch.setattr(axes, "AXES", (axes.Axis("layers", {"all": {}, **values}, _fits),))
+    _, plan = made(stated | {"budget.vary": ["layers"]})
+    assert [m.name for m in plan.models] == ["whole model", "layers even", "layers measured"]
+    assert all(len(m.points) == len(TARGETS) for m in plan.models)
+    even, measured = (m.trainings for m in plan.models[1:])
+    assert even[0].key == measured[0].key  # the teacher of both
+    assert even[1].key != measured[1].key
+    drop = made(stated, max_drop=40)[1].models[0].context.recipe
+    assert (drop.verify.max_drop, drop.distil.max_drop) == (0.4, 0.4)
+
+
+def _fits(recipe: Recipe, decoder: bool) -> bool:
+    return True
+
+
+def test_time_is_kept_for_what_is_left_of_a_training(stated: dict[str, Any]) -> None:
+    """By a clock of the test's own: what models share is not counted twice, and what was kept tells
+    nothing of the pace."""
+    _, plan = made(stated | {"budget.vary": ["layers"], "seed": 7}, time_budget="100s")
+    whole, third, half = plan.models
+    for model in plan.models:
+        model.trainings[0] = Training("finetune", "tune", 60.0)
+    third.trainings[1] = Training("shrink", "third", 20.0)
+    half.trainings[1] = Training("shrink", "half", 30.0)
+    now = 0.0
+    found = Search(plan, QUIET, lambda: now)
+    found.note_trainings(whole, WHOLE, {})  # from the cache
+    assert found.pace == 0
+    found.note_trainings(third, WHOLE, {"finetune": 1.0, "shrink": 40.0, "merge": 500.0})
+    assert found.pace == 41 / 80
+    found.note_trainings(third, WHOLE, {"shrink": 40.0})
+    assert found.pace == 2
+    now = 39.0
+    assert found.has_time_for(half)  # 60 s of 61
+    assert found.has_time_for(half, Fraction(1, 3))  # 60 s: both trainings, as far as that
+    now = 41.0
+    assert not found.has_time_for(half)
+    assert {p.state for p in half.points} == {"untried"}
+    assert half.points[0].reason == "its training takes about 1 min, 1 min are left"
 
 
 def test_points_that_are_too_large_for_sure_are_not_trained(stated: dict[str, Any]) -> None:
