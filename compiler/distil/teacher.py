@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,17 +120,18 @@ def record(
     index = json.loads(json.dumps(index))  # as it is read back
     with storage_errors(folder), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        done = _done(folder / INDEX, index)
-        asked = [i for batch in batches[:done] for i in batch]
-        n_places = sum(places[i] for i in asked)
         streams = {a.name: stack.enter_context(_file(folder, a).open("ab")) for a in arrays}
-        for array in arrays:  # what stands behind was not yet known to be whole
-            n = len(asked) if array.per_row else n_places
-            streams[array.name].truncate(n * array.place_bytes)
+        done = _done(folder / INDEX, index)
+        sizes = _sizes(arrays, places, batches[:done])
+        if any(streams[name].tell() < size for name, size in sizes.items()):
+            done, sizes = 0, dict.fromkeys(sizes, 0)
+        for name, size in sizes.items():  # what stands behind was not yet known to be whole
+            streams[name].truncate(size)
 
         def save(n: int) -> None:
             for stream in streams.values():
                 stream.flush()
+                os.fsync(stream.fileno())
             write_atomic(folder / INDEX, json.dumps({**index, "done": n}))
 
         for number in range(done, len(batches)):
@@ -151,6 +153,15 @@ def record(
 
 def _file(folder: Path, array: Array) -> Path:
     return folder / f"{array.name}.bin"
+
+
+def _sizes(
+    arrays: Sequence[Array], places: Sequence[int], batches: Sequence[Sequence[int]]
+) -> dict[str, int]:
+    """Bytes of each array once these batches are answered, by name."""
+    rows = [i for batch in batches for i in batch]
+    n_places = sum(places[i] for i in rows)
+    return {a.name: (len(rows) if a.per_row else n_places) * a.place_bytes for a in arrays}
 
 
 def _done(path: Path, index: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """The teacher's answers on disk: equal to asking it, not asked twice, and met by Trainer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,25 @@ def test_rows_come_back_in_any_order_and_are_asked_once(tmp_path: Path):
     assert_whole(Teacher(tmp_path / "t"))
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", ["states", "logits"])
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr(kept, "SAVED_EVERY", 1)
     with pytest.raises(KeyboardInterrupt):
         record(tmp_path, ARRAYS, PLACES, BATCHES, Asked(fails_at=6))
     with pytest.raises(StorageError, match="2 of 3 batches"):
         Teacher(tmp_path)
-    with (tmp_path / "states.bin").open("ab") as stream:
-        stream.write(b"half a batch")
+    array = tmp_path / f"{name}.bin"
+    known = array.read_bytes()
+    array.write_bytes(known + b"half a batch")
     rest = Asked()
     assert_whole(record(tmp_path, ARRAYS, PLACES, BATCHES, rest))
     assert rest.rows == BATCHES[2]
+    index = json.loads((tmp_path / "teacher.json").read_text())
+    (tmp_path / "teacher.json").write_text(json.dumps(index | {"done": 2}))
+    array.write_bytes(known[:-1])  # the index reached the disk, the last answers did not
+    again = Asked()
+    assert_whole(record(tmp_path, ARRAYS, PLACES, BATCHES, again))
+    assert again.rows == [i for batch in BATCHES for i in batch]
 
 
 def test_trainer_takes_the_teachers_answers(tmp_path: Path):
