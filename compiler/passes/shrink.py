@@ -1,7 +1,8 @@
 """shrink: a smaller model learns from the one that was made so far, and takes its place.
 
-FOLDER/step-N/     what a step has trained, and its checkpoints while it does
-FOLDER/model/      the student, a plain Hugging Face directory
+FOLDER/step-N/       what a step has trained, and its checkpoints while it does
+FOLDER/model/        the student, a plain Hugging Face directory
+FOLDER/history.json  how it learned; written when all else is there
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ from edgelm.compiler.training import (
     uses_bf16,
 )
 from edgelm.runtime.errors import ModelError
-from edgelm.runtime.files import replace_tree
+from edgelm.runtime.files import replace_tree, write_atomic
 from edgelm.runtime.schema import encode
 
 if TYPE_CHECKING:
     from edgelm.compiler.distil.pruning import Shape
+
+HISTORY = "history.json"
 
 
 def is_shrunk(recipe: Recipe) -> bool:
@@ -85,6 +88,9 @@ class Shrink(Pass):
 
     def run(self, context: Context, folder: Path) -> None:
         assert context.model_dir and context.taught and context.task
+        if (folder / HISTORY).is_file():  # all but the steps' removal was done
+            _remove_steps(folder)
+            return
         recipe = context.recipe
         tokenizer = self.tokenizer(context)
         rows = self.rows(context, tokenizer)
@@ -114,21 +120,21 @@ class Shrink(Pass):
         if use_cache is not None:  # which Trainer turned off
             model.config.use_cache = use_cache
             model.generation_config = generation
-        model.eval().save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        for place in folder.glob("step-*"):
-            shutil.rmtree(place)
+        model.eval().save_pretrained(folder / "new")
+        tokenizer.save_pretrained(folder / "new")
+        replace_tree(folder / "new", folder / "model")
         said |= {
             "seconds": round(time.monotonic() - started, 1),
             "parameters": _n_parameters(model),
             "epochs": epochs,
         }
-        (folder / "history.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+        write_atomic(folder / HISTORY, json.dumps(said, indent=1))
+        _remove_steps(folder)
 
     def load(self, context: Context, folder: Path) -> None:
         context.model_dir = folder / "model"
         context.model_key = context.digests[self.name]
-        said = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        said = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
         context.training["shrink"] = said
         assert list(context.model_dir.glob("*.safetensors"))
 
@@ -322,6 +328,11 @@ def load_student(context: Context, tokenizer: Any, *, padded: bool = True) -> An
             f"of the teacher {size}"
         )
     return model
+
+
+def _remove_steps(folder: Path) -> None:
+    for place in folder.glob("step-*"):
+        shutil.rmtree(place)
 
 
 def _student(recipe: Recipe) -> Path:

@@ -127,6 +127,14 @@ def test_a_pruned_student_takes_the_teachers_place(keys: dict[str, Any]):
     assert passes["teach"] == "cached"
     again = load_file(student_of(keys) / "model" / "model.safetensors")
     assert all((again[name] == value).all() for name, value in weights.items())
+    # one that was killed while it removed what it no longer needed has nothing to train
+    folder = student_of(keys)
+    said = (folder / "history.json").read_bytes()
+    partial = folder.rename(folder.with_name(f".{folder.name}.partial"))
+    (partial / "step-2" / "model").mkdir(parents=True)
+    compiled(keys)
+    assert (folder / "history.json").read_bytes() == said
+    assert not list(folder.glob("step-*"))
 
 
 def test_a_student_that_lost_too_much_is_refused(keys: dict[str, Any]):
