@@ -131,30 +131,41 @@ def choose_layers(
 
     if measured(context.recipe) is not None and not (folder / LAYERS).is_file():
         write_atomic(folder / LAYERS, json.dumps(layer_changes(model, batches())))
-    load_layers(context, folder)
+    context.kept_layers = _kept_layers(context, folder)
 
 
 def load_layers(context: Context, folder: Path) -> None:
-    """Set context.kept_layers, by what `choose_layers` has written."""
-    from transformers import AutoConfig
-
-    from edgelm.compiler.distil.pruning import evenly, most_changing, shape_of, smaller
-
-    if context.recipe.distil.student is not None:
-        return
-    assert context.model_dir is not None
-    whole = shape_of(AutoConfig.from_pretrained(context.model_dir, trust_remote_code=False))
-    n_kept = smaller(whole, context.recipe.prune).layers
+    """Set context.kept_layers, by what `choose_layers` has written, and say why these."""
+    context.kept_layers = kept = _kept_layers(context, folder)
     if measured(context.recipe) is None:
-        context.kept_layers = evenly(whole.layers, n_kept)
         return
-    changes = json.loads((folder / LAYERS).read_text(encoding="utf-8"))
-    context.kept_layers = kept = most_changing(changes, n_kept)
+    changes = _changes(folder)
     each = ", ".join(f"{i} {change:.3g}" for i, change in enumerate(changes))
     context.note(
         f"prune.layers: of the {len(changes)} layers, counted from 0, {kept} are kept; 1 - cosine "
         f"of what goes into each and what comes out: {each}"
     )
+
+
+def _kept_layers(context: Context, folder: Path) -> list[int]:
+    """None of a student that is not a part of the teacher."""
+    from transformers import AutoConfig
+
+    from edgelm.compiler.distil.pruning import evenly, most_changing, shape_of, smaller
+
+    if context.recipe.distil.student is not None:
+        return []
+    assert context.model_dir is not None
+    whole = shape_of(AutoConfig.from_pretrained(context.model_dir, trust_remote_code=False))
+    n_kept = smaller(whole, context.recipe.prune).layers
+    if measured(context.recipe) is None:
+        return evenly(whole.layers, n_kept)
+    return most_changing(_changes(folder), n_kept)
+
+
+def _changes(folder: Path) -> list[float]:
+    """Of each layer."""
+    return json.loads((folder / LAYERS).read_text(encoding="utf-8"))
 
 
 def measured(recipe: Recipe) -> int | None:

@@ -70,6 +70,8 @@ def compiled(keys: dict[str, Any], **changed: Any) -> tuple[Manifest, dict[str, 
     recipe = load_recipe(None, {**keys, **{k.replace("__", "."): v for k, v in changed.items()}})
     manifest = compile(recipe, Progress("json", stream)).manifest
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    notes = [e["text"] for e in events if e["event"] == "note"]
+    assert len(set(notes)) == len(notes)
     return manifest, {e["stage"]: e["event"] for e in events if e["event"] in ("done", "cached")}
 
 
