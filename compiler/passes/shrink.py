@@ -150,10 +150,9 @@ class Shrink(Pass):
         """One step of `n_steps`; writes `model/`, which is there when it is whole."""
         assert context.taught is not None
         distil = settled_distil(context.recipe)
-        share = distil.epochs if n_steps == 1 else max(1, math.ceil(distil.epochs / n_steps))
         train = replace(
             settled(context.recipe),
-            epochs=share,
+            epochs=epochs_of_step(distil.epochs, n_steps),
             learning_rate=distil.learning_rate,
             early_stop=0,
         )
@@ -203,6 +202,12 @@ class Shrink(Pass):
     ) -> Any:
         """The model with the heads and columns of `shape`, those that matter most."""
         return cut(context, model, tokenizer, rows, shape)
+
+
+def epochs_of_step(epochs: float, n_steps: int) -> float:
+    """Of each of `n_steps` that share them out: whole ones, unless a part of one is asked for."""
+    share = epochs / n_steps
+    return float(math.ceil(share)) if share >= 1 and epochs % 1 == 0 else share
 
 
 def _of_generation(teacher: Any) -> tuple[Any, bool | None]:

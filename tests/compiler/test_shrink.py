@@ -19,6 +19,7 @@ from edgelm.compiler import compile, load_recipe
 from edgelm.compiler.distil import relations
 from edgelm.compiler.hf import load_model, load_tokenizer, reference_outputs
 from edgelm.compiler.passes import measure
+from edgelm.compiler.passes.shrink import epochs_of_step
 from edgelm.runtime.errors import ModelError, RecipeError, VerificationError
 from edgelm.runtime.manifest import Manifest, Task
 from edgelm.runtime.progress import Progress
@@ -137,6 +138,14 @@ def test_a_pruned_student_takes_the_teachers_place(keys: dict[str, Any]):
     compiled(keys)
     assert (folder / "history.json").read_bytes() == said
     assert not list(folder.glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "n_steps", "each"),
+    [(8.0, 2, 4), (5.0, 2, 3), (0.5, 1, 0.5), (0.5, 2, 0.25), (2.0, 4, 0.5), (2.5, 2, 1.25)],
+)
+def test_epochs_are_shared_out_between_steps(epochs: float, n_steps: int, each: float):
+    assert epochs_of_step(epochs, n_steps) == each
 
 
 def test_a_student_that_lost_too_much_is_refused(keys: dict[str, Any]):
