@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelm.compiler.dataset import DataReport, Dataset, digest_files
+from edgelm.compiler.dataset import DataReport, Dataset
 from edgelm.compiler.datasets_dir import Part
 from edgelm.compiler.labels import SHOWN, check_labels, find_labels, to_model_labels
 from edgelm.compiler.sections import DataConfig
@@ -194,4 +194,4 @@ def _listed(labels: list[str]) -> str:
     return f"{len(labels)} {noun} ({', '.join(labels[:SHOWN])}{more})"
 
 
-__all__ = ["DataReport", "Dataset", "Overlap", "digest_files", "load_dataset"]
+__all__ = ["DataReport", "Dataset", "Overlap", "load_dataset"]
