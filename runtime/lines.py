@@ -41,6 +41,12 @@ def read_lines(path: Path, *, limit: int = MAX_LINE) -> Iterator[str]:
             raise DataError("the file is empty", path=path)
 
 
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines without their ends, which are LF or CRLF. Raises DataError as `read_lines`."""
+    for line in read_lines(path):
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
 @contextlib.contextmanager
 def reading(path: object) -> Iterator[None]:
     """Turn what the disk says (missing, no permission, damaged) into DataError."""

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 
 from edgelm.runtime.columns import Columns, find_columns
 from edgelm.runtime.errors import DataError
-from edgelm.runtime.lines import read_lines, reading
+from edgelm.runtime.lines import read_lines, reading, text_lines
 from edgelm.runtime.tables import table_rows
 
 MAX_JSON = 2**30  # bytes of a `.json`, which is read as a whole
@@ -124,9 +124,9 @@ def _read_file(path: Path) -> Iterator[Record]:
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for row, line in enumerate(read_lines(path), 1):
+    for row, line in enumerate(text_lines(path), 1):
         if line.strip():
-            yield row, {"text": line.rstrip("\r\n")}
+            yield row, {"text": line}
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from edgelm.compiler.context import Context, as_text, truth_matrix
 from edgelm.compiler.distil.teacher import ROW
 from edgelm.runtime.errors import DataError
 from edgelm.runtime.examples import Example
-from edgelm.runtime.files import storage_errors
+from edgelm.runtime.lines import text_lines
 from edgelm.runtime.manifest import Task, TextLimits
 from edgelm.runtime.tokenizer import Text
 
@@ -67,15 +67,7 @@ def unlabelled_texts(context: Context) -> list[str]:
             "distil.unlabelled: single texts, but this model answers pairs", path=given,
             hint="leave it out",
         )  # fmt: skip
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise DataError("no such file", path=given)
-    try:
-        with storage_errors(path):
-            lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as err:
-        raise DataError("not UTF-8 text", path=given) from err
-    return [line for line in lines if line.strip()]
+    return [line for line in text_lines(Path(given).expanduser()) if line.strip()]
 
 
 def _bare(text: str) -> Example:

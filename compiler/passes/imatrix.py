@@ -23,6 +23,7 @@ from edgelm.compiler.recipe import Recipe, split_target
 from edgelm.runtime.engine import BatchLimits
 from edgelm.runtime.errors import DataError, RecipeError
 from edgelm.runtime.files import sha256_file
+from edgelm.runtime.lines import text_lines
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.tokenizer import Text, Tokenizer, Tokens
 from edgelm.targets.gguf.precisions import (
@@ -217,7 +218,7 @@ def _text_rows(context: Context) -> Iterator[tuple[list[int], list[int]]]:
     file = context.recipe.quantize.calibration_file
     texts: list[Text]
     if file is not None:
-        texts = [line for line in read_text(context, file).splitlines() if line.strip()]
+        texts = [line for line in _lines(context, file) if line.strip()]
     else:
         texts = shuffled(context, [as_text(example) for example in context.data.train])
     tokenizer = Tokenizer(context.tokenizer_dir, context.text)
@@ -256,9 +257,14 @@ def shuffled(context: Context, rows: list[Any]) -> list[Any]:
 
 def read_text(context: Context, file: str) -> str:
     """As much of the file's text as is needed."""
-    path = Path(file).expanduser()
-    try:
-        with path.open(encoding="utf-8") as stream:
-            return stream.read(_MAX_CHARS * context.recipe.quantize.imatrix_tokens)
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"cannot be read as UTF-8 text: {err}", path=path) from err
+    return "\n".join(_lines(context, file))
+
+
+def _lines(context: Context, file: str) -> Iterator[str]:
+    """As many of the file's lines as are needed, the last one cut."""
+    left = _MAX_CHARS * context.recipe.quantize.imatrix_tokens
+    for line in text_lines(Path(file).expanduser()):
+        yield line[:left]
+        left -= len(line) + 1
+        if left <= 0:
+            return

@@ -29,6 +29,7 @@ from edgelm.compiler.passes.intake import has_head, read_json
 from edgelm.compiler.vocabulary import HINT, Vocabulary
 from edgelm.runtime.errors import DataError, ModelError, VerificationError
 from edgelm.runtime.files import sha256_file
+from edgelm.runtime.lines import text_lines
 from edgelm.runtime.manifest import Task
 from edgelm.runtime.schema import encode
 from edgelm.runtime.tokenizer import Text
@@ -161,14 +162,8 @@ def _texts(context: Context) -> Iterator[Text]:
     assert context.data
     yield from (as_text(example) for example in context.data.train)
     file = context.recipe.prune.vocab_texts
-    if file is None:
-        return
-    path = _texts_file(file)
-    try:
-        with path.open(encoding="utf-8") as stream:
-            yield from (line.strip() for line in stream if line.strip())
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"cannot be read as UTF-8 text: {err}", path=path) from err
+    if file is not None:
+        yield from (line for line in text_lines(_texts_file(file)) if line.strip())
 
 
 def _token_ids(

@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(root / "eval.csv", labelled_rows(4, start=50))
     write_jsonl(root / "train.jsonl", chat_rows(24))
     write_jsonl(root / "eval.jsonl", chat_rows(6, start=100))
-    (root / "text.txt").write_text(TEXT, encoding="utf-8")
+    (root / "text.txt").write_text(TEXT, encoding="utf-8-sig")
     return root
 
 
@@ -202,7 +202,8 @@ def test_without_texts_it_is_said_or_refused(root, tmp_path):
     broken.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ModelError, match=r"broken\.txt: not an importance matrix"):
         lowered(recipe_of(root, "gguf:q4_0", quantize__imatrix=str(broken)))
-    with pytest.raises(DataError, match=r"broken\.txt: cannot be read as UTF-8"):
+    broken.write_bytes(b"a text\nan\xff\n")
+    with pytest.raises(DataError, match=r"broken\.txt, row 2: byte 0xff .* is not UTF-8"):
         lowered(recipe_of(root, "gguf:q4_0", quantize__calibration_file=str(broken)))
     broken.write_text("\n\n")
     with pytest.raises(DataError, match="no text to compute"):

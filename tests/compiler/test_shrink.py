@@ -42,7 +42,8 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     folder = tiny.make_model(tmp_path / "model")
     train = answered(folder, [text for text, _ in labelled_rows(10)])
     held_out = answered(folder, [text for text, _ in labelled_rows(8, start=100)])
-    (tmp_path / "more.txt").write_text("where is my parcel\n\nthanks a lot\n", encoding="utf-8")
+    more = "where is\u2028my parcel\n\nthanks\x0b a lot\r\n"  # two texts
+    (tmp_path / "more.txt").write_bytes(more.encode("utf-8-sig"))
     return {
         "model": str(folder),
         "output": str(tmp_path / "small.edgelm"),

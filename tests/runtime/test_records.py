@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgelm.runtime.errors import DataError, MissingExtra
+from edgelm.runtime.lines import text_lines
 from edgelm.runtime.records import read_records
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -85,6 +86,15 @@ def test_rows_are_lines_of_the_file(tmp_path):
         (1, {"text": "one"}),
         (3, {"text": "  two"}),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_text_is_what_stands_between_line_feeds(tmp_path, encoding):
+    texts = ["one\u2028still one", "two\x0b\x0c\x85", "", " three\rtoo ", "four"]
+    content = f"{texts[0]}\n{texts[1]}\r\n\n{texts[3]}\r\n{texts[4]}"
+    path = write(tmp_path, "a.txt", content.encode(encoding))
+    assert list(text_lines(path)) == texts
+    assert [row["text"] for _, row in rows(path)] == [text for text in texts if text]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
