@@ -98,7 +98,10 @@ def compare(
     """Run the oracle's texts and prompts. Raises VerificationError for another vocabulary."""
     V = oracle.log_probs.shape[1]
     if session.n_vocab != V:
-        raise VerificationError(f"the engine gives {session.n_vocab} logits, the model {V}")
+        raise VerificationError(
+            f"the engine gives {session.n_vocab} logits, the model {V}",
+            hint="leave this target out; `edgelm targets` lists the others",
+        )
     losses: list[NDArray[np.float64]] = []
     divergences: list[NDArray[np.float64]] = []
     same_top: list[NDArray[np.bool_]] = []

@@ -45,9 +45,15 @@ def find_model(recipe: Recipe) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"{name}: not a directory, a model is a Hugging Face directory")
+        raise ModelError(
+            f"{name}: not a directory, a model is a Hugging Face directory",
+            hint="name the directory with its config.json",
+        )
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ModelError(f"{name}: no such directory")
+        raise ModelError(
+            f"{name}: no such directory",
+            hint="a model is a Hugging Face directory, a .gguf file, a hub id, or pkg:PACKAGE/PATH",
+        )
     return _from_hub(name, recipe.revision)
 
 

@@ -70,7 +70,10 @@ class Merge(Pass):
         if not result["max_abs_diff"] <= limit:
             raise VerificationError(
                 f"merge: logits differ by {result['max_abs_diff']:.3g} between the model before "
-                f"and after merging, over the limit {limit:.3g}"
+                f"and after merging, over the limit {limit:.3g}",
+                hint="train with a lower --learning-rate, or in full, where nothing is folded in"
+                if adapter is not None
+                else "save the model anew with save_pretrained of transformers, and compile that",
             )
         (folder / "merge.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 

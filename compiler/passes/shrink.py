@@ -330,7 +330,8 @@ def load_student(context: Context, tokenizer: Any, *, padded: bool = True) -> An
     if context.task.kind == "feature-extraction" and model.config.hidden_size != size:
         raise ModelError(
             f"distil.student: {folder}: its vectors have {model.config.hidden_size} numbers, those "
-            f"of the teacher {size}"
+            f"of the teacher {size}",
+            hint=f"take a student with vectors of {size} numbers, or prune the model itself",
         )
     return model
 

@@ -344,8 +344,9 @@ def test_nan_never_passes(
 def test_another_vocabulary_is_refused(context: Context, model: Any) -> None:
     session = HfDecoder(model)
     session.n_vocab += 1
-    with pytest.raises(VerificationError, match="logits"):
+    with pytest.raises(VerificationError, match="logits") as refused:
         compare(session, oracle_of(context), (), ignore)
+    assert "edgelm targets" in str(refused.value.hint)
 
 
 def test_logits_in_blocks_are_those_of_all_tokens(

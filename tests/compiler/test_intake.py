@@ -178,7 +178,9 @@ def not_found(name: str) -> ModelError:
 def test_a_directory_is_taken(folder: Path) -> None:
     assert find_model(Recipe(model=str(folder))) == folder
     assert not_found(str(folder / "config.json")).message.endswith("is a Hugging Face directory")
-    assert not_found(str(folder / "none")).message == f"{folder / 'none'}: no such directory"
+    err = not_found(str(folder / "none"))
+    assert err.message == f"{folder / 'none'}: no such directory"
+    assert "a hub id" in str(err.hint)
 
 
 def test_a_directory_inside_a_package(
