@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,12 +216,12 @@ def test_the_same_search_has_the_same_name_anywhere(stated: dict[str, Any], tmp_
         keys = {key.replace("__", "."): value for key, value in changes.items()}
         return study_name(make_plan(load_recipe(None, {**stated, **keys}), QUIET))
 
-    model = Path(stated["model"]).rename(tmp_path / "elsewhere")
-    stated["model"] = str(model)
+    model = shutil.copytree(stated["model"], tmp_path / "elsewhere")
     data = tmp_path / "same.csv"
     data.write_bytes(Path(stated["data.train"]).read_bytes())
     first = name()
     elsewhere = {"cache_dir": str(tmp_path), "threads": 2, "output": "x", "data__train": str(data)}
+    elsewhere["model"] = str(model)
     assert name(**elsewhere, budget__study="a.log", budget__time_budget="1h") == first
     others = [
         name(seed=1),
