@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelm.runtime.cores import usable_cores
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.runtime.tokenizer import Text
@@ -246,7 +247,7 @@ def torch_threads(n: int | None) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(n or os.cpu_count() or 1)
+    torch.set_num_threads(n or usable_cores())
     try:
         yield
     finally:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 from edgelm.compiler.cache import digest
+from edgelm.runtime.cores import usable_cores
 
 
 def machine_id() -> list[str]:
     """Processor and its instructions, cores, system; equal on equal machines."""
-    return [platform.machine(), platform.system(), str(os.cpu_count()), *_cpu()]
+    return [platform.machine(), platform.system(), str(usable_cores()), *_cpu()]
 
 
 def machine_name() -> str:

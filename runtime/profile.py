@@ -7,12 +7,12 @@ target, precision and size: weights that were trained otherwise are as large and
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgelm.runtime.cores import usable_cores
 from edgelm.runtime.errors import BundleError, UsageError
 from edgelm.runtime.manifest import Measured, TaskKind, Variant, parse_json
 from edgelm.runtime.schema import SchemaError, decode, encode
@@ -44,15 +44,22 @@ class DeviceProfile:
         return json.dumps(encode(self), indent=1, ensure_ascii=False) + "\n"
 
     def find(
-        self, task: TaskKind, variant: Variant, batch: int, tokens: int | None
+        self,
+        task: TaskKind,
+        variant: Variant,
+        batch: int,
+        tokens: int | None,
+        threads: int | None = None,
     ) -> Measured | None:
-        """The figures of the variant of the nearest size, or None."""
+        """The figures of the variant of the nearest size, or None; with any number of threads where
+        none is stated."""
         size = variant.size_bytes
         alike = [
             v.measured
             for v in self.variants
             if (v.task, v.target, v.precision) == (task, variant.target, variant.precision)
             and (v.measured.latency_batch, v.measured.latency_tokens) == (batch, tokens)
+            and threads in (None, v.measured.threads)
             and abs(v.measured.size_bytes - size) <= SAME_SIZE * size
         ]
         return min(alike, key=lambda m: abs(m.size_bytes - size), default=None)
@@ -60,7 +67,7 @@ class DeviceProfile:
 
 def make_profile(variants: Iterable[ProfiledVariant]) -> DeviceProfile:
     """The profile of this device."""
-    device = f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
+    device = f"{platform.machine()} {platform.system()}, {usable_cores()} cores"
     return DeviceProfile(FORMAT, device, tuple(variants))
 
 

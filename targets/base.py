@@ -35,6 +35,8 @@ class Capabilities:
     recovers: Mapping[str, int] = field(default_factory=dict[str, int])
     guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
     kinds: tuple[str, ...] = ()  # that matrices can be of with the precision AUTO
+    # bits of a weight in the smallest type that files of a precision hold, block scales included
+    least_bits: Mapping[str, float] = field(default_factory=dict[str, float])
     # of tasks that differ from that
     task_precisions: Mapping[TaskKind, tuple[str, ...]] = field(
         default_factory=dict[TaskKind, tuple[str, ...]]

@@ -78,14 +78,14 @@ class Floor(Pass):
         return None
 
     def load(self, context: Context, folder: Path) -> None:
-        from edgelm.compiler.tune import floors
+        from edgelm.compiler.tune import sizes
 
         recipe, stated = context.recipe, context.recipe.quantize.auto_size
         assert context.source is not None and stated is not None
-        weights = floors.count_weights(context.source.folder, recipe)
+        weights = sizes.count_weights(context.source.folder, recipe)
         own = bool(recipe.quantize.tensor_types)
         for spec in filter(is_auto, recipe.targets):
-            least = floors.least_bytes(weights, spec, own_types=own)
+            least = sizes.floor_bytes(weights, spec, own_types=own)
             if parse_bytes("quantize.auto_size", stated) < least:
                 raise RecipeError(
                     f"quantize.auto_size: {stated}: the weights of {spec} alone take at least "

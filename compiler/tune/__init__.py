@@ -1,7 +1,7 @@
 """The search for the best variant that meets a recipe's budget.
 
 `axes.py` is the table of what may be varied. `plan.py` lays out the points (`space.py`) before
-anything is trained: `floors.py` knows the least size that each can have, `effort.py` about how long
+anything is trained: `sizes.py` knows the least size that each can have, `effort.py` about how long
 it takes. `search.py` makes the points through the ordinary passes and their cache (`points.py`),
 and leaves one as soon as it misses a bound for sure. `halving.py` says how many trainings go how
 far, `drafts.py` what a short one shows. `turns.py` shares the work among processes: among those

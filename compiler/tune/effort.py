@@ -9,7 +9,7 @@ import numpy as np
 
 from edgelm.compiler.context import Context, as_text
 from edgelm.compiler.training import method, settled, settled_distil
-from edgelm.compiler.tune.floors import Weights
+from edgelm.compiler.tune.sizes import Weights
 from edgelm.runtime.examples import Example
 
 VARIANT_S = 10.0  # to lower a variant, open its engine and measure it, beside the texts themselves

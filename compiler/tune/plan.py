@@ -20,8 +20,8 @@ from edgelm.compiler.training import is_trained
 from edgelm.compiler.tune.axes import Overrides, is_stated, models, targets
 from edgelm.compiler.tune.budget import Budget, Figures, read_budget
 from edgelm.compiler.tune.effort import learning_s, products_per_s, training_s, variant_s
-from edgelm.compiler.tune.floors import Weights, count_weights, least_bytes
 from edgelm.compiler.tune.points import is_kept
+from edgelm.compiler.tune.sizes import Weights, count_weights, floor_bytes
 from edgelm.compiler.tune.space import ORIGIN, Model, Plan, Point, Training, for_targets, fresh
 from edgelm.runtime.errors import (
     MissingExtra,
@@ -122,7 +122,7 @@ def lay_out(
         if same in seen:  # as a vocabulary that is not larger than what another leaves of it
             continue
         seen.add(same)
-        floor = least_bytes(weights, spec, own_types=own)
+        floor = floor_bytes(weights, spec, own_types=own)
         point = Point(name, spec, alone, floor)
         missed = budget.misses(Figures(size_bytes=floor))
         if missed:

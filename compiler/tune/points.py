@@ -60,8 +60,8 @@ def measure(point: Point, context: Context, profile: DeviceProfile | None) -> No
     state = context.variants[point.variant]
     found: Measured | None
     if profile is not None:
-        call, variant = point.recipe.measure, manifest_variant(state)
-        found = profile.find(point.recipe.task, variant, call.batch, call.tokens)
+        recipe, call, variant = point.recipe, point.recipe.measure, manifest_variant(state)
+        found = profile.find(recipe.task, variant, call.batch, call.tokens, recipe.threads)
     else:
         try:
             steps(point.recipe).measure[0].execute(context)

@@ -10,7 +10,7 @@ from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions,
 from edgelm.runtime.errors import EdgelmError
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
 from edgelm.targets.base import AUTO, Capabilities, Lowered, LowerRequest
-from edgelm.targets.gguf.precisions import KINDS, PRECISIONS, RECOVERED_BITS
+from edgelm.targets.gguf.precisions import KINDS, LEAST_BITS, PRECISIONS, RECOVERED_BITS
 
 if TYPE_CHECKING:
     from edgelm.targets.costs import Table
@@ -41,7 +41,13 @@ class GgufTarget:
         )
         precisions = (*PRECISIONS, AUTO)
         return Capabilities(
-            tasks, precisions, devices, recovers=RECOVERED_BITS, guesses=True, kinds=KINDS
+            tasks,
+            precisions,
+            devices,
+            recovers=RECOVERED_BITS,
+            guesses=True,
+            kinds=KINDS,
+            least_bits=LEAST_BITS,
         )
 
     def available(self) -> str | None:

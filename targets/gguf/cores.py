@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+
+from edgelm.runtime.cores import usable_cores
 
 
 def physical_cores() -> int:
     """Physical cores among the CPUs the process may run on; logical ones where that is not told."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
+    if sys.platform != "linux":
+        return usable_cores()
     allowed = os.sched_getaffinity(0)
     cores: set[str] = set()
     for cpu in allowed:

@@ -54,6 +54,17 @@ RECOVERED_BITS: dict[str, int] = {
     "q8_0": 8,
 }
 
+# Bits of a weight in the smallest type of such a file, block scales included; not of all files.
+LEAST_BITS: dict[str, float] = {
+    **{"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.5625, "q5_1": 6.0},
+    **dict.fromkeys(("q5_k_m", "q5_k_s", "q5_0"), 5.5),
+    "q4_1": 5.0,
+    **dict.fromkeys(("q4_k_m", "q4_k_s", "q4_0"), 4.5),
+    **dict.fromkeys(("iq4_nl", "iq4_xs"), 4.25),
+    **dict.fromkeys(("q3_k_l", "q3_k_m", "q3_k_s"), 3.4375),
+    **dict.fromkeys(("q2_k", "auto"), 2.625),
+}
+
 # ggml's numbers of the types that a single tensor can be given
 TENSOR_TYPES: dict[str, int] = {
     "f32": 0,

@@ -35,6 +35,10 @@ SMOOTHED = ("int8", "int8-static")  # whose activations can lose their outliers 
 # Types that auto chooses from, by bits of a weight.
 KINDS = INT4, INT8, INT8_BLOCKS, FLOAT = ("int4", "int8", "int8-blocks", "float32")
 DECODER_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+LEAST_BITS = {
+    **{"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "int8-static": 8.0},
+    **{"int4": 4.0, "auto": 4.0},
+}
 
 
 class OnnxTarget:
@@ -65,6 +69,7 @@ class OnnxTarget:
             devices=devices,
             recovers={"int4": 4, AUTO: 4},
             kinds=KINDS,
+            least_bits=LEAST_BITS,
             task_precisions=precisions,
             task_devices={"text-generation": ("cpu",)},
         )

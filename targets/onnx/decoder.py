@@ -18,10 +18,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgelm.runtime.cores import usable_cores
 from edgelm.runtime.engine import Chunk, DecoderOptions
 from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import TextLimits, Variant
-from edgelm.targets.onnx.engine import CPU, ORT_ERRORS, first_line, model_path, n_cores
+from edgelm.targets.onnx.engine import CPU, ORT_ERRORS, first_line, model_path
 from edgelm.targets.onnx.genai_config import FILE_NAME, LOGITS_FROM, DecoderShape, read_shape
 
 # A prompt is processed in pieces of this many tokens, so that activations stay bounded.
@@ -64,7 +65,7 @@ class OnnxDecoder:
         self._path = path = folder / model_path(variant)
         self._shape = shape = read_shape(path.parent / FILE_NAME, path.name)
         self.n_vocab = shape.n_vocab
-        session = _open(path, options.threads or n_cores())
+        session = _open(path, options.threads or usable_cores())
         self._dtype = _check(session, shape, path)
         self._hold(session, options.n_slots, options.context_tokens or text.max_tokens)
 

@@ -5,8 +5,6 @@ Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden si
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from onnxruntime.capi import (
     onnxruntime_pybind11_state as native,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+from edgelm.runtime.cores import usable_cores
 from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
 from edgelm.runtime.errors import BundleError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import Task, Variant
@@ -75,7 +74,7 @@ class OnnxSession:
         path = folder / model_path(variant)
         self.device, self._providers = _choose(options.device)
         self.limits = _LIMITS[self.device]
-        self.parallel = 1 if self.device == "cuda" else options.threads or n_cores()
+        self.parallel = 1 if self.device == "cuda" else options.threads or usable_cores()
         self._path = path
         self._lock = threading.Lock()
         self._wide: ort.InferenceSession | None = None
@@ -169,13 +168,6 @@ def _session_options(threads: int) -> ort.SessionOptions:
     # batch took 2.5 times as long as with sleeping threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def n_cores() -> int:
-    """Cores this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def first_line(err: BaseException) -> str:

@@ -11,7 +11,7 @@ from edgelm.compiler import load_recipe
 from edgelm.compiler.distil import pruning
 from edgelm.compiler.distil.pruning import Importance, Shape
 from edgelm.compiler.hf import load_model
-from edgelm.compiler.tune.floors import count_weights
+from edgelm.compiler.tune.sizes import count_weights
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.targets.decoders import FAMILIES, FIXED_LAYERS

@@ -339,6 +339,8 @@ def test_figures_of_another_device(run_cli, stated: dict[str, Any], tmp_path: Pa
     assert found.best.figures.latency_ms == 7.0
     trimmed = [p for p in plan.points if p.state != "failed" and p.model != "whole model"]
     assert {p.state for p in trimmed} == {"unknown"}  # never profiled: no figure is made up
+    _, plan = made(own | {"threads": 2}, max_latency="8ms", device_profile=str(file))
+    assert search(plan, QUIET).best is None  # what one thread takes says nothing of two
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from edgelm.compiler.options import leaves
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.tune.axes import AXES, TARGETS, models, targets
 from edgelm.compiler.tune.budget import Figures, drop_points, read_budget
-from edgelm.compiler.tune.floors import count_weights
 from edgelm.compiler.tune.front import pareto_front
 from edgelm.compiler.tune.halving import rungs
+from edgelm.compiler.tune.sizes import Weights, count_weights, floor_bytes
 from edgelm.compiler.tune.space import for_targets
 from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes, show_bytes
 from edgelm.runtime.errors import RecipeError
@@ -184,3 +184,12 @@ def test_each_rung_keeps_one_of_so_many(n: int, factor: int) -> None:
         assert left < factor + 1
         # each rung costs about n / factor ** n_rounds trainings, and so does the last, in full
         assert spent + left <= (len(found) + 1) * (n / factor ** len(found) + 1)
+
+
+def test_every_precision_that_is_tried_has_a_least_size() -> None:
+    weights = Weights(stored=8_000_000, multiplied=8_000_000)
+    for task, specs in TARGETS.items():
+        sizes = [floor_bytes(weights, spec) for spec in specs.split()]
+        assert min(sizes) > 2_000_000, task  # over 2 bits a weight: of none it is unknown
+    assert floor_bytes(weights, "gguf:q8_0") == 8_500_000
+    assert floor_bytes(weights, "gguf:iq1_s") == floor_bytes(weights, "gguf:q8_0", own_types=True)

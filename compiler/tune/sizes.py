@@ -8,23 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.compiler.passes.shrink import is_shrunk
-from edgelm.compiler.recipe import Recipe
+from edgelm.compiler.recipe import Recipe, split_target
+from edgelm.targets import get_target
 
-# bits of a weight in the smallest type that variants of a precision hold; block scales included
-_BITS = {
-    "onnx": {
-        "fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "int8-static": 8.0, "int4": 4.0,
-        "auto": 4.0,
-    },
-    "gguf": {
-        "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.5625, "q5_k_m": 5.5,
-        "q5_k_s": 5.5, "q5_1": 6.0, "q5_0": 5.5, "q4_k_m": 4.5, "q4_k_s": 4.5, "q4_1": 5.0,
-        "q4_0": 4.5, "iq4_nl": 4.25, "iq4_xs": 4.25, "auto": 2.625,
-    },
-}  # fmt: skip
 # which are left out, folded into others or cut, where a target does so
 _NOT_COUNTED = {"pooler", "position_embeddings", "token_type_embeddings"}
-_FEWEST_BITS = 1.0  # of any type
+_FEWEST_BITS = 1.0  # of any type that a target does not tell of
 
 
 @dataclass(frozen=True)
@@ -80,8 +69,9 @@ def resize(config: Any, recipe: Recipe) -> float:
     return left.heads / whole.heads
 
 
-def least_bytes(weights: Weights, spec: str, *, own_types: bool = False) -> int:
+def floor_bytes(weights: Weights, spec: str, *, own_types: bool = False) -> int:
     """No variant `TARGET:PRECISION` is smaller. `own_types`: a recipe gives tensors types."""
-    target, _, precision = spec.partition(":")
-    bits = _FEWEST_BITS if own_types else _BITS[target].get(precision, _FEWEST_BITS)
+    target, precision = split_target(spec)
+    known = get_target(target).capabilities().least_bits
+    bits = _FEWEST_BITS if own_types else known.get(precision, _FEWEST_BITS)
     return int(weights.stored * bits / 8)
