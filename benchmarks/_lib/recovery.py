@@ -54,7 +54,8 @@ def section(state: Path, data: Data, extra: Sequence[str]) -> str:
     reference = made["none"].manifest.reference["accuracy"]
     about = (
         f"The fine-tuned classifier (accuracy {reference:.4f}) in 4 bits, evaluated on the test "
-        "texts; no choice is made on them. none: the format's own quantizer; round: roundings that "
+        "texts; the default learning rate of recovery was chosen on them. none: the format's own "
+        "quantizer; round: roundings that "
         "make up for each other (what `edgelm compile` does by itself); train: that, then one "
         "epoch against the float model with the quantizer in the forward pass. The files' sizes "
         "do not depend on it."

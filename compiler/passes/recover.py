@@ -207,8 +207,7 @@ class Recover(Pass):
 
 
 def _turn_off_dropout(model: Any) -> None:
-    """The float model answered without. With dropout a 4-bit MiniLM classifier came half as near to
-    it: mean KL 0.0036 in place of 0.0019."""
+    """The float model answered without, and its answers are what is to be learned."""
     import torch
 
     for module in model.modules():

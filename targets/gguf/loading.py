@@ -1,7 +1,7 @@
 """A model's weights through llama.cpp, on Linux in huge pages.
 
-A token's pass reads all weights, and pages of 4 kB have to be looked up one by one on the way:
-answers were measured 4 % faster in pages of 2 MB. llama.cpp lays many types of weights out anew, in
+A token's pass reads all weights, and pages of 4 kB have to be looked up one by one on the way; of
+pages of 2 MB there are few. llama.cpp lays many types of weights out anew, in
 memory of its own, which the kernel is to be told of before it is written to. That is when the
 model's first tensor is about to be read.
 """

@@ -153,6 +153,7 @@ def test_a_stated_limit_has_no_slack_and_very_few_texts_have_none() -> None:
 def test_a_rank_correlation_has_no_slack() -> None:
     parity = Parity(20, 0.1, min_cosine=1.0, mean_cosine=1.0)
     assert failures(EMBED, EIGHT_BITS, parity, {"spearman": 0.85}, {"spearman": 0.9}) != ()
+    assert failures(EMBED, EIGHT_BITS, parity, {"spearman": float("nan")}, {"spearman": 0.9}) != ()
 
 
 GENERATE = Task("text-generation")

@@ -91,6 +91,7 @@ def test_a_budget_judges_what_is_known() -> None:
     assert budget.misses(good) == ()
     assert not budget.is_met(Figures(8_000_000, 0.9, 1.5))
     assert budget.unknown(Figures(8_000_000, 0.9, 1.5)) == ("latency",)
+    assert not budget.is_met(Figures(8_000_000, 0.9, math.nan, 3.0))
     assert budget.misses(Figures(9_000_000, 0.8, 2.5)) == (
         "size 9 MB > 8 MB", "drop 2.5 points > 1.5 points", "metric 0.8 < 0.9",
     )  # fmt: skip
