@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import sys
 from pathlib import Path
 
+import memory
 import pytest
 
 from edgelm.runtime.errors import BundleError
 from edgelm.targets.gguf import bindings, loading
-
-
-def flags_at(address: int) -> list[str]:
-    """VmFlags of the mapping that holds the address."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        head = line.split(maxsplit=1)[0]
-        if "-" in head and not head.endswith(":"):
-            start, end = (int(x, 16) for x in head.split("-"))
-            inside = start <= address < end
-        elif inside and line.startswith("VmFlags:"):
-            return line.split()[1:]
-    raise AssertionError("no such mapping")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
@@ -34,17 +21,10 @@ def test_memory_that_comes_with_a_model_is_asked_into_huge_pages() -> None:
     callback = loading._on_first_tensor(bindings.load())
     with mmap.mmap(-1, n, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as weights:
         assert callback(0.0, None)
-        assert "hg" in flags_at(address_of(weights) + n // 2)
+        assert "hg" in memory.facts(weights, n // 2)["VmFlags"]
     with mmap.mmap(-1, n, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as later:
         assert callback(0.5, None)  # what comes after the first tensor is not the model's
-        assert "hg" not in flags_at(address_of(later) + n // 2)
-
-
-def address_of(memory: mmap.mmap) -> int:
-    view = ctypes.c_char.from_buffer(memory)
-    address = ctypes.addressof(view)
-    del view  # or the mapping could not be closed
-    return address
+        assert "hg" not in memory.facts(later, n // 2)["VmFlags"]
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
