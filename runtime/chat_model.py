@@ -116,16 +116,25 @@ class ChatModel(Model):
             finally:
                 side.close()
         return [
-            _joined([self._piece(a, s, s is done[-1]) for s in done])
+            _joined([self.piece(a, s, s is done[-1]) for s in done])
             for a, done in zip(answers, steps, strict=True)
         ]
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
         """As `predict`, for one prompt, in pieces of text. Closing the iterator ends the answer."""
+        return self._pieces(self.begin(prompt, **options), _Asked(options).options)
+
+    def begin(self, prompt: Prompt, **options: Any) -> Answer:
+        """An answer that has not begun, for those who drive `decoder` themselves. Raises InputError
+        where prompt and answer do not fit the context, UsageError."""
         asked = _Asked(options)
         form = self._constraints.of(**asked.form)
-        answer = self._answer(self.prompt_ids(prompt, asked), asked, form)
-        return self._pieces(answer, asked.options)
+        return self._answer(self.prompt_ids(prompt, asked), asked, form)
+
+    @property
+    def decoder(self) -> DecoderSession:
+        """The engine. Who drives it uses neither `predict` nor `stream` at the same time."""
+        return self._open_session()
 
     def prompt_ids(self, prompt: Prompt, asked: _Asked | None = None) -> list[int]:
         """The token ids that a prompt becomes. Raises InputError."""
@@ -220,7 +229,7 @@ class ChatModel(Model):
                     steps = loop.step(held, answer, visible)
                 for i, step in enumerate(steps):
                     is_last = answer.finish_reason is not None and i == len(steps) - 1
-                    piece = self._piece(answer, step, is_last)
+                    piece = self.piece(answer, step, is_last)
                     if piece.text or is_last or piece.logprobs:
                         yield piece
         finally:
@@ -228,7 +237,8 @@ class ChatModel(Model):
                 with self._busy:
                     side.close()
 
-    def _piece(self, answer: Answer, step: Step, is_last: bool) -> Piece:
+    def piece(self, answer: Answer, step: Step, is_last: bool) -> Piece:
+        """What a step of an answer brought."""
         scores = None
         if step.logprobs is not None:
             own, *others = step.logprobs

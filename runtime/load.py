@@ -27,6 +27,7 @@ def load(
     context_tokens: int | None = None,
     speculate: bool = False,
     draft: str | os.PathLike[str] | None = None,
+    parallel: int = 1,
 ) -> Model:
     """Open a bundle: a `TextModel` for classification and embeddings, a `ChatModel` for generation.
 
@@ -36,7 +37,8 @@ def load(
     when left out, less takes less memory. speculate: `predict` and `stream` may guess tokens, which
     changes no answer of this model; for quantized GGUF on CPUs, whose prompts are read slower then.
     draft: a smaller generation bundle of the same tokenizer, which `speculate="draft"` asks for
-    guesses; implies `speculate`.
+    guesses; implies `speculate`. parallel: sequences that a generation model's engine holds at
+    once, for those who drive it themselves; memory grows with it.
 
     Raises BundleNotFound, BundleVersionError, TamperedError, BundleError, UnknownVariant,
     MissingExtra, TargetUnavailable, UsageError.
@@ -44,7 +46,7 @@ def load(
     if device not in DEVICES:
         raise UsageError(f"device: {device!r} is none of {', '.join(DEVICES)}")
     guesses = speculate or draft is not None
-    options = DecoderOptions(device, threads, context_tokens, guesses=guesses)
+    options = DecoderOptions(device, threads, context_tokens, parallel, guesses)
     bundle = Bundle(Path(path))
 
     def why_not(candidate: Variant) -> str | None:
@@ -64,10 +66,11 @@ def load(
             if helper is not None:
                 helper.close()
             raise
-    if guesses or context_tokens is not None:
+    if guesses or context_tokens is not None or parallel > 1:
         kind = bundle.manifest.task.kind
         raise UsageError(
-            f"{path}: its task is {kind}: context_tokens, speculate and draft are not for it"
+            f"{path}: its task is {kind}: context_tokens, parallel, speculate and draft are not "
+            "for it"
         )
     from edgelm.runtime.text_model import TextModel
 

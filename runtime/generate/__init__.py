@@ -10,6 +10,7 @@
     stops.py        stop strings, exact across pieces
     speculate.py    guesses of the next tokens, checked by the model
     held.py         a sequence that the engine holds, reused by prompts that begin alike
+    slots.py        answers that grow side by side; new ones join between steps
     loop.py         engine steps: one answer, or many side by side
     score.py        how likely a text is, for verification
     timing.py       speed of generation, for `edgelm bench`

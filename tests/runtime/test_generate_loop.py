@@ -13,6 +13,7 @@ from edgelm.runtime.generate.answer import Answer
 from edgelm.runtime.generate.held import Held
 from edgelm.runtime.generate.loop import greedy, run_side_by_side, step
 from edgelm.runtime.generate.options import GenerateOptions
+from edgelm.runtime.generate.slots import Slots
 from edgelm.runtime.generate.speculate import Draft, Guesser, PromptLookup
 
 END = 7
@@ -129,3 +130,58 @@ def test_long_prompts_are_read_in_pieces() -> None:
     rows = Held(session).logits(ids[:-2], ids[-2:])
     assert session.n_calls == 3
     np.testing.assert_array_equal(rows, [next_logits(ids[:n]) for n in (1098, 1099, 1100)])
+
+
+@given(st.lists(st.tuples(PROMPTS, st.integers(0, 6)), min_size=1, max_size=8), st.integers(1, 3))
+@settings(max_examples=60)
+def test_answers_join_and_leave_between_steps(
+    asked: list[tuple[list[int], int]], n_slots: int
+) -> None:
+    session = ToyDecoder(n_slots)
+    slots = Slots(session, keeps=True)
+    answers = [make(prompt) for prompt, _ in asked]
+    for answer, (_, pause) in zip(answers, asked, strict=True):
+        slots.join(answer)
+        for _ in range(pause):
+            slots.step()
+    slots.leave(answers[-1])
+    while slots:
+        slots.step()
+    for answer, (prompt, _) in zip(answers[:-1], asked[:-1], strict=True):
+        assert answer.ids[answer.n_prompt :] == by_hand(prompt, 12)
+    again = make(asked[0][0])
+    slots.join(again)
+    while slots:
+        slots.step()
+    assert again.ids[again.n_prompt :] == by_hand(asked[0][0], 12)
+    slots.clear()
+    assert session.slots == [[] for _ in range(n_slots)]
+
+
+def test_a_long_prompt_lets_others_go_on() -> None:
+    session = ToyDecoder(2, context_tokens=4000)
+    slots = Slots(session, keeps=True)
+    short, long = make([1, 2], 40), make(list(np.random.default_rng(0).integers(8, V, 2000)), 2)
+    slots.join(short)
+    slots.step()
+    slots.join(long)
+    before = short.n_answer
+    while long.n_answer == 0:
+        slots.step()
+    assert short.n_answer - before >= 3
+
+
+def test_the_next_turn_reads_only_what_is_new() -> None:
+    session = ToyDecoder(2)
+    slots = Slots(session, keeps=True)
+    first = make(list(range(10, 35)), 3)
+    for answer in (first, make([8, 9], 3)):
+        slots.join(answer)
+        while slots:
+            slots.step()
+    turn = make([*first.ids, 12, 13], 3)
+    before = session.n_computed
+    slots.join(turn)
+    slots.step()
+    assert turn.n_reused == len(first.ids) - 1 and session.n_computed - before == 3
+    assert turn.ids[turn.n_prompt :] == by_hand([*first.ids, 12, 13], 12)[: turn.n_answer]
