@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
-from edgelm.runtime.engine import DecoderOptions, EngineOptions
+from edgelm.runtime.chat_model import ChatModel
+from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions
 from edgelm.runtime.errors import TamperedError
 from edgelm.runtime.floors import check_engine
+from edgelm.runtime.generate.score import golden_rows, open_decoder, prompt_ids
 from edgelm.runtime.load import unavailable
 from edgelm.runtime.manifest import Task, Variant
 from edgelm.runtime.metrics import Bools, Floats, cosine
+from edgelm.runtime.model import Model
 from edgelm.runtime.predictions import label_matrix
 from edgelm.runtime.text_model import TextModel
 
@@ -57,16 +60,31 @@ def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> 
     reason = unavailable(variant.target, task.kind, options.device)
     if reason is not None:
         return Check(variant.name, True, True, reason)
-    golden = bundle.manifest.golden
-    if not golden or len(variant.golden) != len(golden):
-        return Check(variant.name, False, False, "the bundle holds no golden answers")
+    check_engine(variant)
     if task.kind == "text-generation":
-        return _verify_decoder(bundle, variant, options)
+        decoder = DecoderOptions(options.device, options.threads)
+        with closing(open_decoder(bundle, variant, decoder)) as session:
+            return check_decoder(bundle, variant, session)
+    with closing(TextModel(bundle, variant, options)) as model:
+        return check_texts(model)
+
+
+def check_loaded(bundle: Bundle, model: Model) -> Check:
+    """As `verify_variant`, of a model that is loaded and used by nobody else."""
+    if isinstance(model, TextModel):
+        return check_texts(model)
+    assert isinstance(model, ChatModel)
+    return check_decoder(bundle, model.variant, model.decoder)
+
+
+def check_texts(model: TextModel) -> Check:
+    """The golden texts' answers of a classifier or embedder."""
+    task, variant, golden = model.task, model.variant, model.manifest.golden
+    if not golden or len(variant.golden) != len(golden):
+        return _no_golden(variant)
     texts = [g.text if g.pair is None else (g.text, g.pair) for g in golden]
     expected = np.array(variant.golden, np.float32)
-    check_engine(variant)
-    with closing(TextModel(bundle, variant, options)) as model:
-        found = model.runner.run(texts).values
+    found = model.runner.run(texts).values
     if found.shape != expected.shape:
         return Check(variant.name, False, False, f"gave {found.shape}, packed {expected.shape}")
     exact = variant.precision in FLOATS
@@ -83,17 +101,14 @@ def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> 
     return Check(variant.name, same == len(texts) and diff <= limit, False, detail)
 
 
-def _verify_decoder(bundle: Bundle, variant: Variant, options: EngineOptions) -> Check:
-    from edgelm.runtime.generate.score import golden_rows, open_decoder, prompt_ids
-
+def check_decoder(bundle: Bundle, variant: Variant, session: DecoderSession) -> Check:
+    """How likely the golden texts are to a decoder; its first sequence is emptied."""
     manifest = bundle.manifest
+    if not manifest.golden or len(variant.golden) != len(manifest.golden):
+        return _no_golden(variant)
     texts = [g.text for g in manifest.golden]
     rows = prompt_ids(bundle.root / TOKENIZER_DIR, texts, manifest.task, manifest.text)
-    session = open_decoder(bundle, variant, DecoderOptions(options.device, options.threads))
-    try:
-        found = golden_rows(session, [ids[: session.context_tokens] for ids in rows])
-    finally:
-        session.close()
+    found = golden_rows(session, [ids[: session.context_tokens] for ids in rows])
     expected = np.array(variant.golden)
     if found.shape != expected.shape:
         return Check(variant.name, False, False, f"gave {found.shape}, packed {expected.shape}")
@@ -105,6 +120,10 @@ def _verify_decoder(bundle: Bundle, variant: Variant, options: EngineOptions) ->
         f"token's mean log-likelihood {loss:.1e}, of the largest logit {logit:.1e}"
     )
     return Check(variant.name, same == len(texts), False, detail)
+
+
+def _no_golden(variant: Variant) -> Check:
+    return Check(variant.name, False, False, "the bundle holds no golden answers")
 
 
 def golden_limits(precision: str, expected: NDArray[np.float64]) -> NDArray[np.float64]:
