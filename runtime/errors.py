@@ -15,7 +15,8 @@
     |  |- BundleNotFound
     |  |- BundleVersionError
     |  `- TamperedError          a file is not the one that was packed
-    `- StorageError        (5)   the disk: full, read-only, no permission; a study's storage
+    |- StorageError        (5)   the disk: full, read-only, no permission; a study's storage
+    `- RequestRefused      (1)   a server does not answer a request; carries the HTTP status
 
 A message names the value and the rule it breaks; `hint` says what to do next.
 """
@@ -129,3 +130,23 @@ class StorageError(EdgelmError):
     """The disk refuses: full, read-only, or no permission; or the storage of a study does."""
 
     exit_code = 5
+
+
+class RequestRefused(EdgelmError):
+    """A server does not answer a request. Carries the HTTP `status`, a `code` for programs, the
+    request's key that is wrong in `param`, and `retry_after_s` where trying again is worth it."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s

@@ -62,6 +62,11 @@ def test_loading_and_predicting_needs_no_compiler_package() -> None:
     assert heavy <= {"numpy", "tokenizers"}
 
 
+def test_the_web_process_of_the_server_loads_no_engine() -> None:
+    pytest.importorskip("uvicorn")
+    assert loaded_by("import edgelm.runtime.serve.server") == set()
+
+
 def sources(*folders: str) -> list[Path]:
     """Python files under the folders; hidden folders hold other people's environments."""
     found = []

@@ -24,6 +24,8 @@ COMMANDS = {
     "verify": "edgelm.runtime.commands.verify",
     "bench": "edgelm.runtime.commands.bench",
     "profile": "edgelm.runtime.commands.profile",
+    "serve": "edgelm.runtime.commands.serve",
+    "keys": "edgelm.runtime.commands.keys",
     "inspect": "edgelm.runtime.commands.inspect",
     "targets": "edgelm.runtime.commands.targets",
 }
