@@ -20,11 +20,6 @@ def machine_name() -> str:
     return f"{' '.join(system)}, {cores} cores, {digest(machine_id())[:8]}"
 
 
-def cpu_has(flag: str) -> bool:
-    """Whether Linux lists the processor's instruction set `flag`; False where it does not tell."""
-    return flag in " ".join(_cpu()).split()
-
-
 def _cpu() -> list[str]:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")

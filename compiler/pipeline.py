@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from edgelm.compiler.passes.unpack import Unpack
 from edgelm.compiler.passes.verify import Verify
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.recover.settings import check_recovery, recovery
+from edgelm.runtime.files import cache_home
 from edgelm.runtime.manifest import Manifest
 from edgelm.runtime.progress import Progress
 from edgelm.targets.gguf.shards import stem_of
@@ -183,5 +183,4 @@ def cache_root(recipe: Recipe) -> Path:
     """Where finished stages are kept."""
     if recipe.cache_dir:
         return Path(recipe.cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "edgelm"
+    return cache_home()

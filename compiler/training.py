@@ -17,12 +17,12 @@ from typing import Any
 
 from edgelm.compiler.context import Context
 from edgelm.compiler.hf import seed_everything, torch_threads, versions
-from edgelm.compiler.machine import cpu_has
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.sections import LoraConfig, TrainConfig
 from edgelm.compiler.shrinking import DistilConfig
 from edgelm.runtime.errors import RecipeError
+from edgelm.runtime.hardware import cpu_flags
 from edgelm.runtime.schema import encode, nearest
 
 CHECKPOINTS = "checkpoints"
@@ -253,7 +253,7 @@ def uses_bf16(recipe: Recipe) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     capability = torch.backends.cpu.get_cpu_capability()
-    return capability in ("AVX512", "AVX512_BF16", "AMX") and cpu_has("avx512_bf16")
+    return capability in ("AVX512", "AVX512_BF16", "AMX") and "avx512_bf16" in cpu_flags()
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -16,6 +16,11 @@ CHUNK_BYTES = 1 << 20
 PIECE_BYTES = 16 << 20
 
 
+def cache_home() -> Path:
+    """Where edgelm keeps what can be made again, unless it is told another place."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgelm"
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of the file's bytes, read in pieces."""
     digest = hashlib.sha256()

@@ -11,6 +11,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the targets, what each can do, and whether it can run here."""
+    from edgelm.runtime.floors import installed
     from edgelm.runtime.table import format_table
     from edgelm.targets import TARGETS, get_target
 
@@ -21,6 +22,7 @@ def command(as_json: bool) -> None:
         rows.append(
             {
                 "target": name,
+                "engine": " ".join(installed(target.engine_package)).strip(),
                 "unavailable": target.available(),
                 "devices": list(able.devices),
                 "devices_by_task": {task: list(able.devices_for(task)) for task in able.tasks},
@@ -31,10 +33,11 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    head = ["target", "runs here", "devices", "precisions"]
+    head = ["target", "engine", "runs here", "devices", "precisions"]
     cells = [
         [
             str(r["target"]),
+            str(r["engine"]),
             "yes" if r["unavailable"] is None else str(r["unavailable"]),
             _devices(r["devices_by_task"]),  # type: ignore[arg-type]
             " ".join(r["precisions"]),  # type: ignore[arg-type]

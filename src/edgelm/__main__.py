@@ -28,6 +28,7 @@ COMMANDS = {
     "keys": "edgelm.runtime.commands.keys",
     "inspect": "edgelm.runtime.commands.inspect",
     "targets": "edgelm.runtime.commands.targets",
+    "doctor": "edgelm.runtime.commands.doctor",
 }
 
 

@@ -20,5 +20,5 @@ def physical_cores() -> int:
         try:
             cores.add(path.read_text("ascii").strip())
         except OSError:
-            return len(allowed)
-    return len(cores) or 1
+            return usable_cores()
+    return min(len(cores) or 1, usable_cores())  # a quota may be less

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,8 @@ def test_targets(run_cli) -> None:
     (rows,) = run_cli("targets", "--json").rows
     assert {"onnx", "gguf"} <= {r["target"] for r in rows}
     assert all(r["precisions"] and r["devices"] and r["tasks"] for r in rows)
+    engines = {r["target"]: r["engine"].split() for r in rows}
+    assert engines["gguf"] == ["llama-cpp-python", metadata.version("llama-cpp-python")]
     assert "runs here" in run_cli("targets").out
 
 
