@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgelm.runtime.errors import UsageError
 
@@ -18,8 +18,22 @@ if TYPE_CHECKING:  # the command line reads DEVICES without loading numpy
     import numpy as np
     from numpy.typing import NDArray
 
-Device = Literal["auto", "cpu", "cuda"]
-DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+Device = str  # one of DEVICES; a GPU's with its number, where there are several: cuda:1
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")  # tensorrt: ONNX Runtime's, on an NVIDIA GPU
+GPU_DEVICES = ("cuda", "tensorrt")
+
+
+def split_device(device: Device) -> tuple[str, int | None]:
+    """`cuda:1` -> cuda and 1; None where no number is given. Raises UsageError."""
+    kind, colon, number = device.partition(":")
+    if kind not in DEVICES or (colon and kind not in GPU_DEVICES):
+        raise UsageError(
+            f"device: {device!r} is none of {', '.join(DEVICES)}",
+            hint="a GPU of several is chosen by its number: cuda:1",
+        )
+    if colon and not (number.isascii() and number.isdecimal() and len(number) < 4):
+        raise UsageError(f"device: {device!r}: no number of a GPU", hint=f"write {kind}:1")
+    return kind, int(number) if colon else None
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,18 @@ class EngineOptions:
     device: Device = "auto"
     threads: int | None = None
 
+    @property
+    def kind(self) -> str:
+        """The device without a GPU's number."""
+        return split_device(self.device)[0]
+
+    @property
+    def gpu_index(self) -> int | None:
+        """The number of the GPU that is asked for."""
+        return split_device(self.device)[1]
+
     def __post_init__(self) -> None:
+        split_device(self.device)
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads: {self.threads!r} must be at least 1")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.runtime.bundle import Bundle
-from edgelm.runtime.engine import DEVICES, DecoderOptions, Device
+from edgelm.runtime.engine import DecoderOptions, Device, split_device
 from edgelm.runtime.errors import UsageError
 from edgelm.runtime.floors import check_engine
 from edgelm.runtime.manifest import TOKENIZER_FILE, TaskKind, Variant
 from edgelm.runtime.model import Model
-from edgelm.runtime.select import select_variant
+from edgelm.runtime.select import best_on_gpu, select_variant
 
 if TYPE_CHECKING:
     from edgelm.runtime.chat_model import ChatModel
@@ -32,19 +32,20 @@ def load(
     """Open a bundle: a `TextModel` for classification and embeddings, a `ChatModel` for generation.
 
     variant: a variant's name (`onnx-int8`) or a target's (`gguf`); the fastest that runs here when
-    left out. device: auto, cpu or cuda. threads: of the engine; all cores the process may use when
-    left out. context_tokens: of a generation model, prompt and answer together; the bundle's own
-    when left out, less takes less memory. speculate: `predict` and `stream` may guess tokens, which
-    changes no answer of this model; for quantized GGUF on CPUs, whose prompts are read slower then.
-    draft: a smaller generation bundle of the same tokenizer, which `speculate="draft"` asks for
-    guesses; implies `speculate`. parallel: sequences that a generation model's engine holds at
-    once, for those who drive it themselves; memory grows with it.
+    left out. device: auto, cpu, cuda, cuda:1 and so on, or tensorrt. auto means a GPU for ONNX
+    variants of float precisions where ONNX Runtime has one; where it does not start, the CPU is
+    used, with a warning on the logger `edgelm`. A GPU asked for by name does not fall back.
+    threads: of the engine; all cores the process may use when left out. context_tokens: of a
+    generation model, prompt and answer together; the bundle's own when left out, less takes less
+    memory. speculate: `predict` and `stream` may guess tokens, which changes no answer of this
+    model; for quantized GGUF on CPUs, whose prompts are read slower then. draft: a smaller
+    generation bundle of the same tokenizer, which `speculate="draft"` asks for guesses; implies
+    `speculate`. parallel: sequences that a generation model's engine holds at once, for those who
+    drive it themselves; memory grows with it.
 
     Raises BundleNotFound, BundleVersionError, TamperedError, BundleError, UnknownVariant,
     MissingExtra, TargetUnavailable, UsageError.
     """
-    if device not in DEVICES:
-        raise UsageError(f"device: {device!r} is none of {', '.join(DEVICES)}")
     guesses = speculate or draft is not None
     options = DecoderOptions(device, threads, context_tokens, parallel, guesses)
     bundle = Bundle(Path(path))
@@ -55,6 +56,8 @@ def load(
         return unavailable(candidate.target, kind, device, guesses=guesses)
 
     chosen = select_variant(bundle.manifest, variant, why_not)
+    if options.kind != "cpu" and variant != chosen.name and _takes_gpu(chosen, bundle, options):
+        chosen = best_on_gpu(bundle.manifest, chosen)
     check_engine(chosen)
     if bundle.manifest.task.kind == "text-generation":
         from edgelm.runtime.chat_model import ChatModel
@@ -75,6 +78,15 @@ def load(
     from edgelm.runtime.text_model import TextModel
 
     return TextModel(bundle, chosen, options)
+
+
+def _takes_gpu(variant: Variant, bundle: Bundle, options: DecoderOptions) -> bool:
+    """Whether its target opens float precisions on a GPU here."""
+    from edgelm.targets import get_target
+
+    able = get_target(variant.target).capabilities()
+    has = able.devices_for(bundle.manifest.task.kind)
+    return (able.auto_gpu or options.kind != "auto") and "cuda" in has
 
 
 def _load_draft(path: Path, bundle: Bundle, options: DecoderOptions) -> ChatModel:
@@ -103,8 +115,15 @@ def unavailable(
         return "not known to this version of edgelm"
     found = get_target(target)
     reason = found.available()
-    if reason is None and device not in ("auto", *found.capabilities().devices_for(task)):
-        return f"no {device} device for {task}"
-    if reason is None and guesses and not found.capabilities().guesses:
+    if reason is not None:
+        return reason
+    kind = split_device(device)[0]
+    if kind in ("auto", "cpu") and not guesses:
+        return None
+    able = found.capabilities()
+    if kind not in ("auto", *able.devices_for(task)):
+        said = f"no {device} device for {task}"
+        return f"{said}: {able.absent[kind]}" if kind in able.absent else said
+    if guesses and not able.guesses:
         return "it rounds several tokens otherwise than one, so it cannot be loaded with speculate"
-    return reason
+    return None

@@ -33,6 +33,10 @@ class Capabilities:
     devices: tuple[str, ...]  # for one task or another
     # precisions whose grids the target knows -> bits of a level, of most matrices (AUTO: fewest)
     recovers: Mapping[str, int] = field(default_factory=dict[str, int])
+    absent: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # device -> why it is not there
+    auto_gpu: bool = False  # whether the device auto means a GPU where there is one
     guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
     kinds: tuple[str, ...] = ()  # that matrices can be of with the precision AUTO
     # bits of a weight in the smallest type that files of a precision hold, block scales included

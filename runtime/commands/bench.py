@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from edgelm.runtime.engine import DEVICES, Device
+from edgelm.runtime.commands.device_flag import device_option
+from edgelm.runtime.engine import Device
 
 
 @click.command(name="bench")
@@ -16,7 +17,7 @@ from edgelm.runtime.engine import DEVICES, Device
 @click.option("--variant", help="Only this variant; all that can run here when left out.")
 @click.option("--data", type=click.Path(path_type=Path), help="Texts; the golden ones if left out.")
 @click.option("--text-column", help="Column of the text in --data.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@device_option()
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--seconds", default=3.0, show_default=True, help="Time for each figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgelm.runtime.commands.device_flag import device_option
 from edgelm.runtime.commands.generate_flags import generate_flags, given, speculates
-from edgelm.runtime.engine import DEVICES, Device
+from edgelm.runtime.engine import Device
 
 if TYPE_CHECKING:
     from edgelm.runtime.model import Model
@@ -27,7 +28,7 @@ A line that ends in a backslash goes on in the next; lines between \"\"\" are on
 @click.command(name="chat")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--variant", help="A variant's or a target's name; the fastest when left out.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@device_option()
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--draft", type=click.Path(path_type=Path), help="A smaller bundle, for guesses.")
 @click.option("--context-tokens", type=int, help="Length of the context; the bundle's own.")

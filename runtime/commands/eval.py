@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
-from edgelm.runtime.engine import DEVICES, Device
+from edgelm.runtime.commands.device_flag import device_option
+from edgelm.runtime.engine import Device
 
 
 @click.command(name="eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Labelled texts.")
 @click.option("--variant", help="A variant's or a target's name; all that run when left out.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@device_option()
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--text-column", help="Column of the text.")
 @click.option("--pair-column", help="Column of the second text.")

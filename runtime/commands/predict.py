@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from edgelm.runtime.commands.device_flag import device_option
 from edgelm.runtime.commands.generate_flags import generate_flags, given, speculates
-from edgelm.runtime.engine import DEVICES, Device
+from edgelm.runtime.engine import Device
 
 if TYPE_CHECKING:
     from edgelm.runtime.chat_model import ChatModel
@@ -28,7 +29,7 @@ PROMPTS_AT_ONCE = 32
 @click.argument("texts", nargs=-1)
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="A txt, csv, jsonl … file.")
 @click.option("--variant", help="A variant's or a target's name; the fastest when left out.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@device_option()
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--draft", type=click.Path(path_type=Path), help="A smaller bundle, for guesses.")
 @click.option("--all-scores", is_flag=True, help="Give the probability of every label.")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgelm.runtime.engine import DEVICES, Device
+from edgelm.runtime.commands.device_flag import device_option
+from edgelm.runtime.engine import Device
 
 
 @click.command(name="profile")
@@ -15,7 +16,7 @@ from edgelm.runtime.engine import DEVICES, Device
 @click.option("--text-column", help="Column of the text in --data.")
 @click.option("--batch", default=1, show_default=True, help="Texts in one call.")
 @click.option("--tokens", type=int, help="Tokens of each text; median length when left out.")
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@device_option("cpu")
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--seconds", default=3.0, show_default=True, help="Time for each figure.")
 def command(

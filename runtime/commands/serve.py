@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from edgelm.runtime.engine import DEVICES, Device
+from edgelm.runtime.commands.device_flag import device_option
+from edgelm.runtime.engine import Device
 
 _PATH = click.Path(path_type=Path)
 
@@ -24,7 +25,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--tls-client-ca", type=_PATH, help="Clients need a certificate of this authority.")
 @click.option("--audit", type=_PATH, help="Append a line for each request to this file.")
 @click.option("--variant", help="Of the bundles: a variant's or a target's name.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@device_option()
 @click.option("--threads", type=int, help="Threads of each model's engine.")
 @click.option("--context-tokens", type=int, help="Generation: of prompt and answer together.")
 @click.option(

@@ -10,7 +10,7 @@ import click
 @click.command(name="targets")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List the targets, what each can do, and whether it can run here."""
+    """List the targets, their engines' versions, what each can do here, and why not more."""
     from edgelm.runtime.floors import installed
     from edgelm.runtime.table import format_table
     from edgelm.targets import TARGETS, get_target
@@ -26,6 +26,7 @@ def command(as_json: bool) -> None:
                 "unavailable": target.available(),
                 "devices": list(able.devices),
                 "devices_by_task": {task: list(able.devices_for(task)) for task in able.tasks},
+                "devices_absent": dict(able.absent),
                 "precisions": list(able.precisions),
                 "tasks": list(able.tasks),
             }
@@ -45,6 +46,9 @@ def command(as_json: bool) -> None:
         for r in rows
     ]
     click.echo(format_table(head, cells))
+    for r in rows:
+        for device, reason in r["devices_absent"].items():  # type: ignore[attr-defined]
+            click.echo(f"{r['target']}: no {device}: {reason}")
 
 
 def _devices(by_task: dict[str, list[str]]) -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from edgelm.runtime.engine import DEVICES, Device
+from edgelm.runtime.commands.device_flag import device_option
+from edgelm.runtime.engine import Device
 
 
 @click.command(name="verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--variant", help="Only this variant; all that can run here when left out.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@device_option()
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

@@ -28,12 +28,13 @@ class GgufTarget:
 
     def capabilities(self) -> Capabilities:
         devices: tuple[str, ...] = ("cpu",)
+        missing: dict[str, str] = {}
         if self.available() is None:
             from edgelm.targets.gguf import bindings
-            from edgelm.targets.gguf.engine import has_cuda
+            from edgelm.targets.gguf.engine import absent
 
-            if has_cuda(bindings.load()):
-                devices = ("cpu", "cuda")
+            missing = absent(bindings.load())
+            devices += () if "cuda" in missing else ("cuda",)
         tasks: tuple[TaskKind, ...] = (
             "text-classification",
             "feature-extraction",
@@ -44,6 +45,7 @@ class GgufTarget:
             tasks,
             precisions,
             devices,
+            absent=missing,
             recovers=RECOVERED_BITS,
             guesses=True,
             kinds=KINDS,

@@ -25,7 +25,7 @@ from edgelm.targets.gguf.check import Header
 from edgelm.targets.gguf.cores import physical_cores
 from edgelm.targets.gguf.engine import device_for, model_file
 from edgelm.targets.gguf.facts import read_facts
-from edgelm.targets.gguf.loading import load_model
+from edgelm.targets.gguf.loading import load_model, place
 from edgelm.targets.gguf.shards import read_model
 
 BATCH_TOKENS = 2048  # in one call of llama_decode
@@ -72,7 +72,7 @@ class GgufDecoder:
         wanted = options.context_tokens or min(text.max_tokens, facts.context_length)
         self._owned = ExitStack()
         params = self._library.llama_model_default_params()
-        params.n_gpu_layers = -1 if self.device == "cuda" else 0
+        place(self._library, params, options.gpu_index, on_gpu=self.device != "cpu")
         # weights laid out for several tokens at once: some types are rounded otherwise then
         params.use_extra_bufts = not (options.guesses and _types(header) & _LAID_OUT_OTHERWISE)
         model = load_model(self._library, path, params)
@@ -94,7 +94,7 @@ class GgufDecoder:
 
     def _open(self, n_slots: int, context_tokens: int) -> None:
         """A context over `self._model`; its end is left to `self._owned`."""
-        library, on_gpu = self._library, self.device == "cuda"
+        library, on_gpu = self._library, self.device != "cpu"
         self.n_slots, self.context_tokens = n_slots, context_tokens
         self._lengths = [0] * n_slots
         per_slot = -(-context_tokens // _PADDING) * _PADDING

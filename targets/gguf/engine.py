@@ -30,7 +30,7 @@ from edgelm.targets.gguf.buffers import Buffers, Row
 from edgelm.targets.gguf.cores import physical_cores
 from edgelm.targets.gguf.facts import read_facts
 from edgelm.targets.gguf.head import Head, load_head
-from edgelm.targets.gguf.loading import load_model
+from edgelm.targets.gguf.loading import load_model, place
 from edgelm.targets.gguf.plan import POOLING_TYPES
 from edgelm.targets.gguf.rows import TokenRows
 from edgelm.targets.gguf.shards import read_model, shard_names
@@ -111,9 +111,9 @@ class GgufSession:
 
     def _open(self, path: Path, mine: Options, options: EngineOptions, watch: Any) -> None:
         library = self._library
-        on_gpu = self.device == "cuda"
+        on_gpu = self.device != "cpu"
         model_params = library.llama_model_default_params()
-        model_params.n_gpu_layers = -1 if on_gpu else 0
+        place(library, model_params, options.gpu_index, on_gpu=on_gpu)
         self._model = load_model(library, path, model_params)
         self._owned.callback(library.llama_model_free, self._model)
         params = library.llama_context_default_params()
@@ -264,11 +264,19 @@ def has_cuda(library: Any) -> bool:
 
 def device_for(library: Any, options: EngineOptions) -> str:
     """The CPU unless CUDA is asked for by name."""
-    if options.device != "cuda":
+    if options.kind in ("auto", "cpu"):
         return "cpu"
+    reason = absent(library).get(options.kind)
+    if reason is not None:
+        what, _, hint = reason.partition("; ")
+        raise TargetUnavailable(what, hint=hint)
+    return options.device
+
+
+def absent(library: Any) -> dict[str, str]:
+    """Devices that the library cannot use -> the reason and the cure."""
+    found = {"tensorrt": "llama.cpp does not use TensorRT; ask for cuda"}
     if not has_cuda(library):
-        raise TargetUnavailable(
-            "llama.cpp was built without CUDA",
-            hint='build it with it: CMAKE_ARGS="-DGGML_CUDA=on" pip install llama-cpp-python',
-        )
-    return "cuda"
+        build = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install llama-cpp-python'
+        found["cuda"] = f"llama.cpp was built without CUDA; build it with it: {build}"
+    return found

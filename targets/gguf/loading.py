@@ -26,6 +26,13 @@ def load_model(library: Any, path: Path, params: Any) -> Any:
     return model
 
 
+def place(library: Any, params: Any, gpu_index: int | None, *, on_gpu: bool) -> None:
+    """Let llama_model_params say where the weights go: over all GPUs, unless one is named."""
+    params.n_gpu_layers = -1 if on_gpu else 0
+    if gpu_index is not None:
+        params.split_mode, params.main_gpu = library.LLAMA_SPLIT_MODE_NONE, gpu_index
+
+
 def _on_first_tensor(library: Any) -> Any:
     """For llama_model_params.progress_callback: memory that is new then is to be of huge pages."""
     growth: huge_pages.Growth | None = huge_pages.Growth()

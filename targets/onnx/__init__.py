@@ -3,7 +3,8 @@
 Classification and embeddings, by encoders, and by decoders that give vectors:
     lower.py      the compile-time half: export, fuse, quantize (by quantize, static, blockwise or
                   half; smooth before), store
-    engine.py     the run-time half; it imports onnxruntime and numpy, nothing else
+    engine.py     the run-time half (with providers, binding); it imports onnxruntime and numpy,
+                  nothing else
 Generation:
     genai.py      the compile-time half, on onnxruntime-genai's model builder
     decoder.py    the run-time half, on plain onnxruntime too
@@ -53,10 +54,13 @@ class OnnxTarget:
         from edgelm.targets.base import AUTO, Capabilities
 
         devices: tuple[str, ...] = ("cpu",)
+        missing: dict[str, str] = {}
         if _problem() is None:
-            from edgelm.targets.onnx.engine import CUDA, providers
+            from edgelm.runtime.engine import GPU_DEVICES
+            from edgelm.targets.onnx.providers import missing_devices
 
-            devices = ("cpu", "cuda") if CUDA in providers() else devices
+            missing = missing_devices()
+            devices += tuple(device for device in GPU_DEVICES if device not in missing)
         whole_texts = (*PRECISIONS, AUTO)
         precisions: dict[TaskKind, tuple[str, ...]] = {
             "text-classification": whole_texts,
@@ -67,6 +71,8 @@ class OnnxTarget:
             tasks=tuple(precisions),
             precisions=tuple(dict.fromkeys((*whole_texts, *DECODER_PRECISIONS))),
             devices=devices,
+            absent=missing,
+            auto_gpu=True,
             recovers={"int4": 4, AUTO: 4},
             kinds=KINDS,
             least_bits=LEAST_BITS,

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from edgelm.runtime import huge_pages
 from edgelm.runtime.cores import usable_cores
-from edgelm.runtime.engine import Chunk, DecoderOptions
+from edgelm.runtime.engine import GPU_DEVICES, Chunk, DecoderOptions
 from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import TextLimits, Variant
-from edgelm.targets.onnx.engine import CPU, ORT_ERRORS, first_line, model_path
+from edgelm.targets.onnx.engine import ORT_ERRORS, first_line, model_path
 from edgelm.targets.onnx.genai_config import FILE_NAME, LOGITS_FROM, DecoderShape, read_shape
+from edgelm.targets.onnx.providers import CPU
 
 # A prompt is processed in pieces of this many tokens, so that activations stay bounded.
 TOKENS_A_CALL = 256
@@ -60,7 +61,7 @@ class OnnxDecoder:
     def __init__(
         self, folder: Path, variant: Variant, text: TextLimits, options: DecoderOptions
     ) -> None:
-        if options.device == "cuda":
+        if options.kind in GPU_DEVICES:
             raise TargetUnavailable(
                 "ONNX decoders run on CPUs only", hint="use a gguf variant on the GPU"
             )

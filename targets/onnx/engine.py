@@ -5,6 +5,7 @@ Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden si
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -19,10 +20,19 @@ from edgelm.runtime.cores import usable_cores
 from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
 from edgelm.runtime.errors import BundleError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import Task, Variant
+from edgelm.targets.onnx.binding import BoundBuffers
 from edgelm.targets.onnx.feeds import feeds
+from edgelm.targets.onnx.providers import (
+    INSTALL,
+    Placement,
+    placements,
+    preload,
+    providers,
+    why_not,
+)
 
-CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
+log = logging.getLogger(__name__)
+
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 OUTPUTS = {"text-classification": "logits", "feature-extraction": "embedding"}
 
@@ -42,11 +52,12 @@ ORT_ERRORS = (
 )
 
 
+# Of those, what tells of a file and not of a device.
+_BROKEN = (native.InvalidGraph, native.InvalidProtobuf, native.NoModel, native.NoSuchFile)
+
 # On a CPU a batch's activations should stay in a core's cache. A GPU wants more.
-_LIMITS = {
-    "cpu": BatchLimits(max_sequences=64, max_tokens=256),
-    "cuda": BatchLimits(max_sequences=128, max_tokens=16384),
-}
+_CPU_LIMITS = BatchLimits(max_sequences=64, max_tokens=256)
+_GPU_LIMITS = BatchLimits(max_sequences=128, max_tokens=16384)
 
 # Up to here one thread answers as fast as several: they lose what they gain by waiting for each
 # other at every operator (MiniLM int8, 2 threads: 0.95 x at 16 tokens, 1.3 x at 256).
@@ -57,28 +68,24 @@ _TOKENS_OF_ONE_THREAD = 128
 _SLOWER_FUSIONS = "SkipLayerNormFusion"
 
 
-def providers() -> tuple[str, ...]:
-    """The execution providers this ONNX Runtime was built with."""
-    return tuple(ort.get_available_providers())
-
-
 class OnnxSession:
     """An opened ONNX variant; `run` may be called from many threads at once.
 
     On a CPU it is a session of one thread, which any number of callers use at once. A long batch
     that comes alone goes to a second session of all threads, opened when the first such batch
-    comes; it holds the weights once more.
+    comes; it holds the weights once more. On a GPU it is one session, one batch at a time.
     """
 
     def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
-        path = folder / model_path(variant)
-        self.device, self._providers = _choose(options.device)
-        self.limits = _LIMITS[self.device]
-        self.parallel = 1 if self.device == "cuda" else options.threads or usable_cores()
-        self._path = path
+        self._path = folder / model_path(variant)
         self._lock = threading.Lock()
         self._wide: ort.InferenceSession | None = None
-        session = self._open(1)
+        tried = placements(options.device, variant.precision, providers())
+        session, self._placement = self._open_first(tried)
+        self.device = self._placement.device
+        on_gpu, path = self._placement.on_gpu, self._path
+        self.limits = _GPU_LIMITS if on_gpu else _CPU_LIMITS
+        self.parallel = 1 if on_gpu else options.threads or usable_cores()
         self._inputs = tuple(i.name for i in session.get_inputs())
         self._output = OUTPUTS[task.kind]
         unknown = set(self._inputs) - INPUTS
@@ -90,6 +97,10 @@ class OnnxSession:
         if task.labels and isinstance(width, int) and width != len(task.labels):
             raise BundleError(f"{path}: {width} outputs for {len(task.labels)} labels")
         self._session: ort.InferenceSession | None = session
+        self._bound: BoundBuffers | None = None
+        if on_gpu and isinstance(width, int):
+            index = self._placement.gpu_index
+            self._bound = BoundBuffers(session, self._output, width, self.limits, "cuda", index)
 
     def run(self, batch: TokenBatch, *, shared: bool = False) -> NDArray[np.float32]:
         """Logits (B, C), or pooled vectors (B, H), not normalized."""
@@ -100,8 +111,11 @@ class OnnxSession:
         if is_long and self.parallel > 1 and not shared:
             session = self._all_threads()
         try:
+            if self._bound is not None and self._bound.fits(batch):
+                with self._lock:
+                    return self._bound.run(batch)
             return session.run([self._output], feeds(self._inputs, batch))[0]  # type: ignore[return-value]
-        except ORT_ERRORS as err:
+        except (*ORT_ERRORS, RuntimeError) as err:  # the latter where inputs are bound
             said = first_line(err)
             # a token or a position without a row; what edgelm feeds is well formed by itself
             if isinstance(err, native.InvalidArgument):
@@ -113,26 +127,63 @@ class OnnxSession:
 
     def close(self) -> None:
         with self._lock:
-            self._session = self._wide = None
+            self._session = self._wide = self._bound = None
 
     def _all_threads(self) -> ort.InferenceSession:
         with self._lock:
             if self._session is None:
                 raise UsageError("the model was closed")
             if self._wide is None:
-                self._wide = self._open(self.parallel)
+                self._wide = self._open(self.parallel, self._placement)
             return self._wide
 
-    def _open(self, threads: int) -> ort.InferenceSession:
+    def _open_first(self, tried: tuple[Placement, ...]) -> tuple[ort.InferenceSession, Placement]:
+        """A session at the first place where it starts. Raises TargetUnavailable, BundleError."""
+        for place in tried:
+            session, reason = self._start(place)
+            if session is not None:
+                return session, place
+            if place is not tried[-1]:
+                log.warning("no GPU is used, the CPU is: %s", reason)
+                continue
+            raise TargetUnavailable(
+                f"device {place.device}: {reason}",
+                hint=f"{INSTALL}; or use device cpu",
+            )
+        raise AssertionError("there is always one to try")
+
+    def _start(self, place: Placement) -> tuple[ort.InferenceSession | None, str]:
+        """The session, or None and why there is none there."""
+        wanted = place.providers[0][0]
+        if not place.on_gpu:
+            return self._open(1, place), ""
+        preload()
+        try:
+            session = self._open(1, place)
+        except TargetUnavailable as err:
+            return None, why_not(wanted) or err.message
+        # ONNX Runtime leaves out what does not start, without an error.
+        if session.get_providers()[0] == wanted:
+            return session, ""
+        return None, why_not(wanted) or "no GPU, or no driver for it; nvidia-smi tells"
+
+    def _open(self, threads: int, place: Placement) -> ort.InferenceSession:
         ort.set_default_logger_severity(4)  # fatal only: errors arrive as exceptions
         options = _session_options(threads)
-        if self.device == "cpu":
+        if not place.on_gpu:
             options.add_session_config_entry(
                 "optimization.disable_specified_optimizers", _SLOWER_FUSIONS
             )
         try:
-            return ort.InferenceSession(self._path, sess_options=options, providers=self._providers)
-        except ORT_ERRORS as err:
+            return ort.InferenceSession(
+                self._path,
+                sess_options=options,
+                providers=list(place.providers),
+                enable_fallback=0,  # which would print
+            )
+        except (*ORT_ERRORS, RuntimeError) as err:  # the latter where TensorRT is not installed
+            if place.on_gpu and not isinstance(err, _BROKEN):
+                raise TargetUnavailable(f"ONNX Runtime: {first_line(err)}") from err
             raise BundleError(
                 f"{self._path}: ONNX Runtime cannot read it: {first_line(err)}"
             ) from err
@@ -143,19 +194,6 @@ def model_path(variant: Variant) -> str:
     if len(paths) != 1:
         raise BundleError(f"variant {variant.name!r}: it needs one .onnx file, it has {len(paths)}")
     return paths[0]
-
-
-def _choose(device: str) -> tuple[str, list[str]]:
-    """The device's name and the providers to open it with."""
-    has_cuda = CUDA in providers()
-    if device == "cuda" and not has_cuda:
-        raise TargetUnavailable(
-            "this ONNX Runtime has no CUDA support",
-            hint="replace it with: pip install onnxruntime-gpu",
-        )
-    if has_cuda and device != "cpu":
-        return "cuda", [CUDA, CPU]
-    return "cpu", [CPU]
 
 
 def _session_options(threads: int) -> ort.SessionOptions:

@@ -1,4 +1,4 @@
-"""Weights stored in 16 bits, computed in float32.
+"""Decoders: weights stored in 16 bits, computed in float32.
 
 ONNX Runtime has few 16-bit kernels for CPUs and would cast to and fro around each operator. So
 only the stored weights are halved: a Cast behind each is folded away when the file is loaded, and

@@ -18,6 +18,7 @@ from edgelm.targets.onnx.blockwise import quantize_gated, quantize_whole_texts
 from edgelm.targets.onnx.export import OPSET, export
 from edgelm.targets.onnx.fuse import Choose, Weights, fuse
 from edgelm.targets.onnx.half import halve_weights
+from edgelm.targets.onnx.half_graph import halve_graph
 from edgelm.targets.onnx.quantize import quantize_dynamic
 from edgelm.targets.onnx.smooth import smooth
 from edgelm.targets.onnx.static import quantize_static
@@ -49,7 +50,8 @@ def lower(request: LowerRequest) -> Lowered:
                 hint="compile without quantize.smooth (--smooth)",
             )
     if precision == "fp16":
-        halve_weights(model)
+        # decoders have activations that no half float holds
+        (halve_weights if is_causal(request.model_dir) else halve_graph)(model)
     elif precision == "int8":
         request.report("quantizing")
         quantize_dynamic(model, reduce_range=request.quantization.reduce_range)

@@ -47,11 +47,11 @@ def test_a_gpu_is_not_taken_for_a_variant_that_has_none(
     talker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgelm.targets import get_target
-    from edgelm.targets.onnx import engine
+    from edgelm.targets.onnx import providers
 
     if "cuda" in get_target("gguf").capabilities().devices:
         pytest.skip("llama.cpp here was built for CUDA")
-    monkeypatch.setattr(engine, "providers", lambda: [engine.CUDA, engine.CPU])
+    monkeypatch.setattr(providers, "missing_devices", lambda: {})
     with pytest.raises(edgelm.TargetUnavailable, match="onnx: no cuda device for text-generation"):
         edgelm.load(talker, device="cuda")
 

@@ -14,7 +14,7 @@ MISTAKES = [
     ("predict {tmp}/broken hi", 5, "edgelm.json: not valid JSON"),
     ("predict {tmp}/later hi", 5, "format 7, this edgelm reads format 1"),
     ("predict {b} hi --variant onnx-int4", 2, "no variant 'onnx-int4' (did you mean 'onnx-"),
-    ("predict {b} hi --device tpu", 2, "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+    ("predict {b} hi --device tpu", 2, "device: 'tpu' is none of auto, cpu, cuda, tensorrt"),
     ("predict {b} hi --threads 0", 2, "threads: 0 must be at least 1"),
     ("predict {b} hi --threads many", 2, "'many' is not a valid integer"),
     ("predict {b} hi -f {tmp}/good.csv", 2, "give either texts or --file, not both"),
