@@ -14,14 +14,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _lib import budget, machine, program, quality, recovery, shrink, speed, startup, training
+from _lib import (
+    budget,
+    graph,
+    machine,
+    program,
+    quality,
+    recovery,
+    shrink,
+    speed,
+    startup,
+    training,
+)
 from _lib.compiled import NAME, Compiled, drop_lowered, is_current
 from _lib.data import Data, find_data, read_rows, write_subset
-from _lib.rounds import need_peers
+from _lib.rounds import OPENVINO_PYTHON, PEER_PYTHON, need_peers
 
 TITLES = {
     "quality": "banking77: quality and compile time",
     "speed": "banking77: texts per second",
+    "graph": "banking77: the graph, by itself",
     "startup": "banking77: process start to first prediction",
     "training": "banking77: seconds an epoch",
     "distil": "banking77: a student of fewer layers",
@@ -72,6 +84,16 @@ class Run:
             scan_texts=self.arguments.scan_texts,
         )
 
+    def graph(self) -> tuple[str, list[str]]:
+        return graph.section(
+            self.state,
+            self.compiled(),
+            self.data,
+            read_rows(self.data.test),
+            rounds=self.arguments.rounds,
+            threads=self.arguments.threads,
+        )
+
     def startup(self) -> tuple[str, list[str]]:
         return startup.section(self.state, self.compiled(), runs=self.arguments.runs), []
 
@@ -118,6 +140,8 @@ def main() -> None:
         arguments.train_texts, arguments.scan_texts = 256, 32
     if {"speed", "startup"} & set(arguments.parts):
         need_peers()
+    if "graph" in arguments.parts:
+        need_peers(PEER_PYTHON, OPENVINO_PYTHON)
     data = find_data(arguments.data)
     state = machine.ROOT / ".state" / "benchmarks" / ("quick" if arguments.quick else "banking77")
     if arguments.quick:

@@ -19,7 +19,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 WORKERS = Path(__file__).resolve().parents[1] / "workers"
-PEER_PYTHON = Path(__file__).resolve().parents[1] / ".envs" / "optimum" / "bin" / "python"
+_ENVIRONMENTS = Path(__file__).resolve().parents[1] / ".envs"
+PEER_PYTHON = _ENVIRONMENTS / "optimum" / "bin" / "python"
+OPENVINO_PYTHON = _ENVIRONMENTS / "openvino" / "bin" / "python"
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -31,9 +33,9 @@ QUIET = {
 Told = dict[str, Any]  # one answer of a worker
 
 
-def need_peers() -> None:
-    """End the run unless the peers are set up."""
-    if not PEER_PYTHON.exists():
+def need_peers(*pythons: Path) -> None:
+    """End the run unless the peers are set up; optimum-onnx where none is named."""
+    if not all(python.exists() for python in pythons or (PEER_PYTHON,)):
         raise SystemExit("error: the peers are not set up\nhint: run benchmarks/setup_peers")
 
 
