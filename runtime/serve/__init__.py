@@ -16,7 +16,7 @@
     keys.py         the file of API keys
     site.py         what the routes answer from
     routes.py       the table of routes
-    patience.py     a limit on the time for a request's head
+    connection.py   time for a request's head; answers sent in one piece
     api_texts.py    /v1/classify, /v1/embeddings
     api_chat.py     /v1/chat/completions, /v1/completions
     api_infer.py    Open Inference Protocol v2

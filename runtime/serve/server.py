@@ -24,12 +24,12 @@ from edgelm.runtime.errors import EdgelmError, UsageError
 from edgelm.runtime.serve import log
 from edgelm.runtime.serve.chat_lane import ChatLane
 from edgelm.runtime.serve.config import ServeConfig
+from edgelm.runtime.serve.connection import patient
 from edgelm.runtime.serve.figures import Figures
 from edgelm.runtime.serve.gate import Gate
 from edgelm.runtime.serve.keys import read_keys
 from edgelm.runtime.serve.lane import Lane, Version
 from edgelm.runtime.serve.log import RequestLog
-from edgelm.runtime.serve.patience import patient
 from edgelm.runtime.serve.routes import router
 from edgelm.runtime.serve.site import Site
 from edgelm.runtime.serve.text_lane import TextLane
@@ -78,9 +78,10 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 def _uvicorn(config: ServeConfig, site: Site) -> uvicorn.Config:
     protocol = import_from_string(HTTP_PROTOCOLS["auto"])
+    most = config.header_bytes + 4096  # the gate refuses what is over `header_bytes` with a reason
     made = uvicorn.Config(
         Gate(router(site), site),
-        http=patient(protocol, config.header_s),
+        http=patient(protocol, config.header_s, most),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -90,7 +91,7 @@ def _uvicorn(config: ServeConfig, site: Site) -> uvicorn.Config:
         limit_concurrency=config.connections,
         timeout_keep_alive=config.idle_s,
         timeout_graceful_shutdown=config.drain_s,
-        h11_max_incomplete_event_size=config.header_bytes + 4096,
+        h11_max_incomplete_event_size=most,
         ssl_certfile=config.tls_cert,
         ssl_keyfile=config.tls_key,
         ssl_ca_certs=config.tls_client_ca,

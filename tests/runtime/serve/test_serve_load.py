@@ -3,6 +3,7 @@ test wants it, whatever the machine."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -153,6 +154,16 @@ def test_a_slow_second_head_is_cut(small: Served) -> None:
         connection.sendall(b"GET /health/live HTTP")
         while connection.recv(1000):
             pass
+
+
+def test_a_head_without_end_is_cut(small: Served) -> None:
+    with raw(small) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n")
+        with contextlib.suppress(OSError):  # the server hung up
+            for i in range(100_000):
+                connection.sendall(f"x-{i}: {'a' * 500}\r\n".encode())
+        with contextlib.suppress(ConnectionResetError):
+            assert b" 200 " not in connection.recv(10_000)
 
 
 def test_a_slow_body_is_refused(small: Served) -> None:
