@@ -1,4 +1,4 @@
-"""How far a variant may be from its reference: defaults by precision, the recipe's over them."""
+"""How far a variant may be from its reference: defaults by grade, the recipe's over them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import Parity, Task
 from edgelm.runtime.metrics import main_metric
+from edgelm.targets import precision_of
+from edgelm.targets.precision import Grade
 
 if TYPE_CHECKING:
     from edgelm.compiler.context import VariantState
@@ -68,26 +70,28 @@ TOKENS_THREE = _tokens(   0.600, 0.70,   8.00, 1.700, 0.85)
 TOKENS_FEWER = _tokens(   0.450, 1.20,  12.00, 2.500, 0.85)
 # fmt: on
 
-# Every precision of the targets: its limits for labels and vectors, and for tokens.
-_ROWS = (
-    ("fp32 f32", EXACT, TOKENS_EXACT),
-    ("fp16 f16", HALF, TOKENS_HALF),
-    ("bf16", HALF, TOKENS_BRAIN),
-    ("int8 int8-static q8_0", EIGHT_BITS, TOKENS_EIGHT),
-    ("q6_k", EIGHT_BITS, TOKENS_SIX),
-    ("q5_k_m q5_k_s q5_1 q5_0", FIVE_BITS, TOKENS_FIVE),
-    ("int4 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs", FOUR_BITS, TOKENS_FOUR),
-    ("q3_k_l q3_k_m q3_k_s iq3_m iq3_s iq3_xs iq3_xxs", FEWER_BITS, TOKENS_THREE),
-    ("q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs q2_0 tq2_0", FEWER_BITS, TOKENS_FEWER),
-    ("iq1_m iq1_s q1_0 tq1_0", FEWER_BITS, TOKENS_FEWER),
-)
-DEFAULTS = {name: (labels, tokens) for names, labels, tokens in _ROWS for name in names.split()}
+# Each grade of the targets' precisions: its limits for labels and vectors, and for tokens.
+GRADED: dict[Grade, tuple[Limits, Limits]] = {
+    "f32": (EXACT, TOKENS_EXACT),
+    "f16": (HALF, TOKENS_HALF),
+    "bf16": (HALF, TOKENS_BRAIN),
+    "q8_0": (EIGHT_BITS, TOKENS_EIGHT),
+    "q6_k": (EIGHT_BITS, TOKENS_SIX),
+    "q5_0": (FIVE_BITS, TOKENS_FIVE),
+    "q4_0": (FOUR_BITS, TOKENS_FOUR),
+    "q3_k_m": (FEWER_BITS, TOKENS_THREE),
+    "q2_k": (FEWER_BITS, TOKENS_FEWER),
+}
 
 
-def limits_for(recipe: Recipe, target: str, precision: str, graded_as: str | None = None) -> Limits:
-    """The limits that hold for `target:precision`; by default those of `graded_as` if given. The
-    one or the other is one of DEFAULTS."""
-    labels, tokens = DEFAULTS[graded_as or precision]
+def limits_for(
+    recipe: Recipe, target: str, precision: str, graded_as: Grade | None = None
+) -> Limits:
+    """The limits that hold for `target:precision`; by default those of `graded_as` if given, which
+    a precision without a grade needs."""
+    grade = graded_as or precision_of(target, precision).grade
+    assert grade is not None, (target, precision)
+    labels, tokens = GRADED[grade]
     own = recipe.verify.limits.get(f"{target}:{precision}")
     stated: dict[str, float] = {}
     for config in (recipe.verify, own):

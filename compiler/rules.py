@@ -12,8 +12,8 @@ from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes
 from edgelm.runtime.errors import RecipeError
 from edgelm.runtime.schema import nearest
 from edgelm.targets import TARGETS, get_target
-from edgelm.targets.base import AUTO
 from edgelm.targets.gguf.precisions import TENSOR_TYPES
+from edgelm.targets.precision import AUTO
 
 if TYPE_CHECKING:
     from edgelm.compiler.recipe import Recipe
@@ -38,7 +38,7 @@ def split_target(spec: str) -> tuple[str, str]:
             f"targets: unknown target {target!r} in {spec!r}{nearest(target, TARGETS)}",
             hint=f"known targets: {', '.join(TARGETS)}",
         )
-    known = get_target(target).capabilities().precisions
+    known = [row.name for row in get_target(target).precisions]
     if precision not in known:
         raise RecipeError(
             f"targets: {target} has no precision {precision!r}{nearest(precision, known)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from edgelm.runtime.model import Model
 from edgelm.runtime.predictions import label_matrix
 from edgelm.runtime.text_model import TextModel
 
+if TYPE_CHECKING:
+    from edgelm.targets.precision import Grade
+
 # Engines sum in an order that depends on the processor. On logits of size 10 that moves float
 # precisions by 1e-4 and 8-bit ones, whose activations round the other way now and then, by 1e-1.
 MAX_DIFF_FLOAT, MAX_DIFF_QUANTIZED = 0.01, 0.25
@@ -28,7 +32,6 @@ MIN_COSINE_FLOAT, MIN_COSINE_QUANTIZED = 0.9999, 0.99
 # Where half floats are computed in half floats, on GPUs (in torch's half floats the logits of a
 # MiniLM moved by 0.005).
 MAX_DIFF_HALF, MIN_COSINE_HALF = 0.05, 0.999
-FLOATS = ("fp32", "fp16", "f32", "f16", "bf16")
 # Generation: of a text's mean negative log-likelihood, and of the largest logit after it; half
 # floats sum in half floats on some processors, quantized weights meet activations in 8 bits there.
 MAX_DIFFS_EXACT, MAX_DIFFS_HALF, MAX_DIFFS_QUANTIZED = (0.002, 0.02), (0.03, 0.3), (0.1, 0.75)
@@ -88,7 +91,7 @@ def check_texts(model: TextModel) -> Check:
     texts = [g.text if g.pair is None else (g.text, g.pair) for g in golden]
     expected = np.array(variant.golden, np.float32)
     found = model.runner.run(texts).values
-    max_diff, min_cosine = _limits(variant.precision, on_gpu=model.device != "cpu")
+    max_diff, min_cosine = _limits(_grade(variant), on_gpu=model.device != "cpu")
     if found.shape != expected.shape:
         return Check(variant.name, False, False, f"gave {found.shape}, packed {expected.shape}")
     diff = float(np.abs(found - expected).max())
@@ -102,11 +105,13 @@ def check_texts(model: TextModel) -> Check:
     return Check(variant.name, same == len(texts) and diff <= limit, False, detail)
 
 
-def _limits(precision: str, *, on_gpu: bool) -> tuple[float, float]:
+def _limits(grade: Grade | None, *, on_gpu: bool) -> tuple[float, float]:
     """The largest difference of logits of size 10, and the least cosine of vectors."""
-    if precision not in FLOATS:
+    from edgelm.targets.precision import FLOATS
+
+    if grade not in FLOATS:
         return MAX_DIFF_QUANTIZED, MIN_COSINE_QUANTIZED
-    if on_gpu and precision not in ("fp32", "f32"):
+    if on_gpu and grade != "f32":
         return MAX_DIFF_HALF, MIN_COSINE_HALF
     return MAX_DIFF_FLOAT, MIN_COSINE_FLOAT
 
@@ -123,7 +128,7 @@ def check_decoder(bundle: Bundle, variant: Variant, session: DecoderSession) -> 
     if found.shape != expected.shape:
         return Check(variant.name, False, False, f"gave {found.shape}, packed {expected.shape}")
     diff = np.abs(found - expected)
-    same = int((diff <= golden_limits(variant.precision, expected)).all(axis=1).sum())
+    same = int((diff <= golden_limits(_grade(variant), expected)).all(axis=1).sum())
     loss, logit = diff.max(axis=0).tolist()
     detail = (
         f"{same} of {len(texts)} golden texts are as likely as packed: largest difference of a "
@@ -136,11 +141,19 @@ def _no_golden(variant: Variant) -> Check:
     return Check(variant.name, False, False, "the bundle holds no golden answers")
 
 
-def golden_limits(precision: str, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+def _grade(variant: Variant) -> Grade | None:
+    from edgelm.targets import grade_of
+
+    return grade_of(variant.target, variant.precision)
+
+
+def golden_limits(grade: Grade | None, expected: NDArray[np.float64]) -> NDArray[np.float64]:
     """How far the two numbers of each text may be from the packed ones, (N, 2)."""
+    from edgelm.targets.precision import FLOATS
+
     limits = MAX_DIFFS_QUANTIZED
-    if precision in FLOATS:
-        limits = MAX_DIFFS_EXACT if precision in ("fp32", "f32") else MAX_DIFFS_HALF
+    if grade in FLOATS:
+        limits = MAX_DIFFS_EXACT if grade == "f32" else MAX_DIFFS_HALF
     return np.array(limits) * np.maximum(1.0, np.abs(expected) / 10)
 
 

@@ -15,43 +15,29 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session, TokenBatch
 from edgelm.runtime.errors import MissingExtra, TargetUnavailable
 from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
+from edgelm.targets.precision import Grade, Precision
 
 if TYPE_CHECKING:
     from edgelm.targets.costs import Table
     from edgelm.targets.curvature import Loss  # which needs torch
     from edgelm.targets.grid import Grids  # as does this
 
-AUTO = "auto"  # the precision whose matrices each have a type of their own, chosen by its cost
-
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a target can be asked for."""
+    """What a target can be asked for here, beside its table of precisions."""
 
-    tasks: tuple[TaskKind, ...]
-    precisions: tuple[str, ...]  # for one task or another
     devices: tuple[str, ...]  # for one task or another
-    # precisions whose grids the target knows -> bits of a level, of most matrices (AUTO: fewest)
-    recovers: Mapping[str, int] = field(default_factory=dict[str, int])
     absent: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # device -> why it is not there
     auto_gpu: bool = False  # whether the device auto means a GPU where there is one
     guesses: bool = False  # its decoders can be opened with `DecoderOptions.guesses`
     kinds: tuple[str, ...] = ()  # that matrices can be of with the precision AUTO
-    # bits of a weight in the smallest type that files of a precision hold, block scales included
-    least_bits: Mapping[str, float] = field(default_factory=dict[str, float])
     # of tasks that differ from that
-    task_precisions: Mapping[TaskKind, tuple[str, ...]] = field(
-        default_factory=dict[TaskKind, tuple[str, ...]]
-    )
     task_devices: Mapping[TaskKind, tuple[str, ...]] = field(
         default_factory=dict[TaskKind, tuple[str, ...]]
     )
-
-    def precisions_for(self, task: TaskKind) -> tuple[str, ...]:
-        """The precisions that a model of this task can be lowered to."""
-        return self.task_precisions.get(task, self.precisions)
 
     def devices_for(self, task: TaskKind) -> tuple[str, ...]:
         """The devices here that a model of this task can be opened on."""
@@ -101,7 +87,7 @@ class Lowered:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()  # what the user should know of the files
     types: dict[str, str] = field(default_factory=dict[str, str])  # tensor -> type, where chosen
-    graded_as: str | None = None  # the precision whose limits hold, where the name is none
+    graded_as: Grade | None = None  # whose limits hold, where the precision has no grade
 
 
 # Packages of which there is no release for every Python that edgelm runs on -> the first that has
@@ -125,6 +111,7 @@ class Target(Protocol):
     """One folder under targets/ gives one object of this shape, named TARGET."""
 
     name: str
+    precisions: tuple[Precision, ...]  # the table
     engine_package: str  # whose version decides what the engine answers
     lower_packages: tuple[str, ...]  # whose versions decide what `lower` writes
     decoder_packages: tuple[str, ...]  # the same for the task text-generation
@@ -152,8 +139,8 @@ class Target(Protocol):
         ...
 
     def grids(self, request: LowerRequest) -> Grids:
-        """What the matrices of a variant in `Capabilities.recovers` can hold; `request.folder` is
-        for scratch files. Raises ModelError, MissingExtra."""
+        """What the matrices of a variant whose precision has `recovered_bits` can hold;
+        `request.folder` is for scratch files. Raises ModelError, MissingExtra."""
         ...
 
     def weigh(self, model: Any, request: LowerRequest, losses: Iterable[Loss], path: Path) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgelm.runtime.errors import ModelError
+from edgelm.targets.precision import Grade
 
-# Least bits of a weight -> the precision that mixed types are held to.
-_LIKE = {
+# Least bits of a weight -> the grade of mixed types.
+_LIKE: dict[float, Grade] = {
     32.0: "f32", 8.0: "q8_0", 6.0: "q6_k", 5.0: "q5_0", 4.0: "q4_0", 3.0: "q3_k_m", 0.0: "q2_k",
 }  # fmt: skip
 
@@ -54,6 +55,6 @@ def restricted(rows: Sequence[Row], name: str, kind: str) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def precision_like(bits: float) -> str:
-    """The precision whose limits hold for files that spend so many bits on a weight."""
+def grade_like(bits: float) -> Grade:
+    """The grade whose limits hold for files that spend so many bits on a weight."""
     return next(name for least, name in _LIKE.items() if bits >= least)

@@ -17,8 +17,8 @@ from edgelm.compiler.recipe import Recipe, split_target
 from edgelm.compiler.sections import QuantizeConfig
 from edgelm.compiler.units import parse_bytes, show_bytes
 from edgelm.runtime.errors import RecipeError
-from edgelm.targets.base import AUTO
 from edgelm.targets.costs import Row, restricted
+from edgelm.targets.precision import AUTO
 
 
 def is_auto(spec: str) -> bool:

@@ -23,12 +23,10 @@ from edgelm.runtime.manifest import TaskKind
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import decode, encode
 from edgelm.runtime.tokenizer import Text, Tokenizer
-from edgelm.targets import get_target
+from edgelm.targets import all_precisions, get_target, precision_of
 from edgelm.targets.base import Lowered, LowerRequest, Quantization, Target
-from edgelm.targets.onnx import SMOOTHED
+from edgelm.targets.precision import names_for, tasks_of
 
-STATIC = "int8-static"  # the precision that needs calibration texts
-SMOOTHED_SPECS = tuple(f"onnx:{precision}" for precision in SMOOTHED)
 CALIBRATION_LIMITS = BatchLimits(max_sequences=16, max_tokens=2048)
 
 
@@ -42,19 +40,20 @@ def check_target(recipe: Recipe, spec: str) -> None:
     reason = target.available()
     if reason is not None:
         raise TargetUnavailable(f"{spec} cannot be verified here: {reason}")
-    able = target.capabilities()
-    if recipe.task not in able.tasks:
+    row = precision_of(name, precision)
+    if recipe.task not in tasks_of(target.precisions):
         raise RecipeError(f"targets: {name} cannot do {recipe.task}")
-    if precision not in able.precisions_for(recipe.task):
+    if recipe.task not in row.tasks:
         raise RecipeError(
             f"targets: {name} has no precision {precision!r} for {recipe.task}",
-            hint=f"it has {', '.join(able.precisions_for(recipe.task))}",
+            hint=f"it has {', '.join(names_for(target.precisions, recipe.task))}",
         )
-    if precision == STATIC and recipe.data.train is None:
-        raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
+    if row.is_calibrated and recipe.data.train is None:
+        raise _no_calibration(precision)
     smooth = recipe.quantize.smooth
-    if smooth is not None and set(SMOOTHED_SPECS).isdisjoint(recipe.targets):
-        says = f"is for the targets {' and '.join(SMOOTHED_SPECS)}"
+    if smooth is not None and not any(map(is_smoothed, recipe.targets)):
+        able = [spec for spec, row in all_precisions() if row.is_smoothed]
+        says = f"is for the targets {' and '.join(able)}"
         raise RecipeError(f"quantize.smooth: {smooth!r}: {says}")
     check_matrix(recipe, spec)
     check_auto(recipe, spec)
@@ -67,8 +66,16 @@ def _packages(target: Target, task: TaskKind) -> tuple[str, ...]:
     return target.decoder_packages if task == "text-generation" else target.lower_packages
 
 
-NO_CALIBRATION = "int8-static needs training data to calibrate with"
-CALIBRATION_HINT = "name it with --train FILE (with --no-train it is used for calibration alone)"
+def is_smoothed(spec: str) -> bool:
+    """Whether `quantize.smooth` is for this variant."""
+    return precision_of(*split_target(spec)).is_smoothed
+
+
+def _no_calibration(precision: str) -> RecipeError:
+    return RecipeError(
+        f"{precision} needs training data to calibrate with",
+        hint="name it with --train FILE (with --no-train it is used for calibration alone)",
+    )
 
 
 class Lower(Pass):
@@ -89,12 +96,13 @@ class Lower(Pass):
         """What decides the files of a variant that is not recovered."""
         recipe = context.recipe
         quantize = recipe.quantize
+        row = precision_of(self.target, self.precision)
         how = [context.digests["reference"], recipe.seed, quantize.calibration]
         return {
             "model": context.model_key,
             "precision": self.precision,
             "device": quantize.device if self.target == "onnx" else None,
-            "calibration": [*how, quantize.calibration_texts] if self.precision == STATIC else None,
+            "calibration": [*how, quantize.calibration_texts] if row.is_calibrated else None,
             "packages": versions(*_packages(get_target(self.target), recipe.task)),
             "imatrix": context.digests["imatrix"] if uses_matrix(recipe, self.spec) else None,
             **(_gguf_inputs(recipe) if self.target == "gguf" else {}),
@@ -105,7 +113,7 @@ class Lower(Pass):
     def _smooth(self, context: Context) -> dict[str, Any]:
         """What decides which outliers move."""
         quantize = context.recipe.quantize
-        if quantize.smooth is None or self.spec not in SMOOTHED_SPECS:
+        if quantize.smooth is None or not is_smoothed(self.spec):
             return {}
         seen = [context.digests["reference"], context.recipe.seed, quantize.calibration_texts]
         return {"smooth": [quantize.smooth, *seen]}
@@ -144,7 +152,7 @@ class Lower(Pass):
                 reduce_range=quantize.device == "any",
                 tensor_types=quantize.tensor_types,
             ),
-            calibration=lambda: calibration_batches(context),
+            calibration=lambda: calibration_batches(context, self.precision),
             imatrix=context.imatrix if uses_matrix(context.recipe, self.spec) else None,
             **(_gguf_options(context.recipe) if self.target == "gguf" else {}),
             types=context.types.get(self.target, {}),
@@ -182,12 +190,12 @@ def _gguf_options(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def calibration_batches(context: Context) -> Iterable[TokenBatch]:
+def calibration_batches(context: Context, precision: str) -> Iterable[TokenBatch]:
     """The calibration texts, tokenized."""
     assert context.text and context.tokenizer_dir
     texts = calibration_texts(context)
     if not texts:
-        raise RecipeError(NO_CALIBRATION, hint=CALIBRATION_HINT)
+        raise _no_calibration(precision)
     tokens = Tokenizer(context.tokenizer_dir, context.text).encode(texts)
     for indices in plan_batches(tokens.lengths, CALIBRATION_LIMITS):
         yield tokens.batch(indices, context.text.pad_id)

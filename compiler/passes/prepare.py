@@ -15,9 +15,9 @@ from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.training import default_max_tokens, is_trained
 from edgelm.runtime.errors import ModelError, RecipeError
 from edgelm.runtime.manifest import Pooling, Task, TextLimits
-from edgelm.targets.base import AUTO
 from edgelm.targets.causal import check_pooling, is_causal
 from edgelm.targets.encoders import NAMES
+from edgelm.targets.precision import AUTO
 
 FEW_TEXTS = 30  # with fewer, one differing text is over 3 points
 

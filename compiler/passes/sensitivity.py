@@ -29,8 +29,9 @@ from edgelm.compiler.recover.settings import recovery
 from edgelm.runtime.runner import plan_batches
 from edgelm.runtime.schema import decode, encode
 from edgelm.targets import get_target
-from edgelm.targets.base import AUTO, LowerRequest, Quantization
+from edgelm.targets.base import LowerRequest, Quantization
 from edgelm.targets.costs import Table
+from edgelm.targets.precision import AUTO
 
 FILE = "curvature.safetensors"
 _PACKAGES = ("torch", "transformers", "tokenizers")

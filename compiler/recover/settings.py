@@ -9,7 +9,7 @@ from edgelm.compiler.recipe import Recipe, split_target
 from edgelm.compiler.sections import TrainConfig
 from edgelm.compiler.training import settled
 from edgelm.runtime.errors import RecipeError
-from edgelm.targets import get_target
+from edgelm.targets import precision_of
 
 How = Literal["none", "round", "train"]
 _BITS = 4  # of a level: up to how many `auto` recovers
@@ -23,20 +23,21 @@ def recovery(recipe: Recipe, spec: str) -> How:
     if stated != "auto":
         return stated
     has_data = recipe.data.train is not None
-    return "round" if has_data and _bits(spec) <= _BITS else "none"
+    bits = precision_of(*split_target(spec)).recovered_bits
+    return "round" if has_data and bits is not None and bits <= _BITS else "none"
 
 
 def can_recover(recipe: Recipe, spec: str) -> bool:
     """Whether the target knows this variant's grids."""
     target, precision = split_target(spec)
-    able = get_target(target).capabilities()
+    row = precision_of(target, precision)
     # tensors of a script are not known; heads that were left out come back as rows of zeros
     is_foreign = recipe.gguf.converter is not None or recipe.prune.heads is not None
     if target == "gguf" and is_foreign:
         return False
     if recipe.prune.sparsity is not None:  # zeros would not stay
         return False
-    return precision in able.recovers and precision in able.precisions_for(recipe.task)
+    return row.recovered_bits is not None and recipe.task in row.tasks
 
 
 def check_recovery(recipe: Recipe) -> None:
@@ -68,8 +69,3 @@ def training(recipe: Recipe) -> TrainConfig:
         weight_decay=0.0,
         early_stop=0,
     )
-
-
-def _bits(spec: str) -> int:
-    target, precision = split_target(spec)
-    return get_target(target).capabilities().recovers[precision]

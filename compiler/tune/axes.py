@@ -15,6 +15,8 @@ from edgelm.compiler.demands import Varied
 from edgelm.compiler.options import leaves
 from edgelm.compiler.recipe import Recipe
 from edgelm.runtime.manifest import TaskKind
+from edgelm.targets import TARGETS, all_precisions
+from edgelm.targets.precision import GRADES, Precision
 
 Overrides = dict[str, Any]  # recipe key -> value
 
@@ -62,26 +64,25 @@ AXES = (
 )
 MOST_CHANGES = 2  # axes that are not at their first value, in one model
 
-# The variants of each model, from the closest to the reference to the smallest.
-WHOLE_TEXTS = (
-    "onnx:fp32 gguf:f16 onnx:int8 gguf:q8_0 gguf:q6_k gguf:q5_k_m gguf:q5_0 onnx:int4 gguf:q4_k_m "
-    "gguf:q4_0"
-)
-GENERATION = (
-    "gguf:f16 onnx:int8 gguf:q8_0 gguf:q6_k gguf:q5_k_m onnx:int4 gguf:q4_k_m gguf:q4_0 "
-    "gguf:iq4_xs gguf:q3_k_m gguf:q2_k"
-)
-TARGETS: dict[TaskKind, str] = {
-    "text-classification": WHOLE_TEXTS,
-    "feature-extraction": WHOLE_TEXTS,
-    "text-generation": GENERATION,
-}
-
 
 def targets(recipe: Recipe) -> list[str]:
-    """The targets to try: the recipe's own, or those of the table."""
+    """The targets to try: the recipe's own, or those that the tables of precisions offer."""
     free = "targets" in recipe.budget.vary and not is_stated(recipe, "targets")
-    return TARGETS[recipe.task].split() if free else list(recipe.targets)
+    return searched(recipe.task) if free else list(recipe.targets)
+
+
+def searched(task: TaskKind) -> list[str]:
+    """The variants of each model, from the closest to the reference to the smallest: by grade, then
+    target, then bits."""
+    rows = [(spec, row) for spec, row in all_precisions() if task in row.searched]
+    places = {target: i for i, target in enumerate(TARGETS)}
+
+    def rank(item: tuple[str, Precision]) -> tuple[int, int, float]:
+        spec, row = item
+        assert row.grade is not None and row.least_bits is not None, spec
+        return GRADES.index(row.grade), places[spec.partition(":")[0]], -row.least_bits
+
+    return [spec for spec, _ in sorted(rows, key=rank)]
 
 
 def models(recipe: Recipe, *, decoder: bool) -> Iterator[tuple[str, Overrides, tuple[int, ...]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.compiler.passes.shrink import is_shrunk
 from edgelm.compiler.recipe import Recipe, split_target
-from edgelm.targets import get_target
+from edgelm.targets import precision_of
 
 # which are left out, folded into others or cut, where a target does so
 _NOT_COUNTED = {"pooler", "position_embeddings", "token_type_embeddings"}
@@ -71,7 +71,6 @@ def resize(config: Any, recipe: Recipe) -> float:
 
 def floor_bytes(weights: Weights, spec: str, *, own_types: bool = False) -> int:
     """No variant `TARGET:PRECISION` is smaller. `own_types`: a recipe gives tensors types."""
-    target, precision = split_target(spec)
-    known = get_target(target).capabilities().least_bits
-    bits = _FEWEST_BITS if own_types else known.get(precision, _FEWEST_BITS)
+    known = precision_of(*split_target(spec)).least_bits
+    bits = _FEWEST_BITS if own_types or known is None else known
     return int(weights.stored * bits / 8)

@@ -9,14 +9,14 @@ from typing import Any, Literal
 from edgelm.compiler.context import Context
 from edgelm.compiler.passes import Pass
 from edgelm.compiler.passes.allocate import is_auto
-from edgelm.compiler.passes.lower import SMOOTHED_SPECS
+from edgelm.compiler.passes.lower import is_smoothed
 from edgelm.compiler.pipeline import steps
 from edgelm.compiler.recipe import Recipe, with_overrides
 from edgelm.compiler.tune.budget import Budget, Figures
 from edgelm.compiler.tune.halving import rungs
 from edgelm.runtime.profile import DeviceProfile
 from edgelm.runtime.schema import encode
-from edgelm.targets.base import AUTO
+from edgelm.targets.precision import AUTO
 
 ORIGIN = "edgelm tune"  # of the values that a search chose
 State = Literal[
@@ -188,6 +188,6 @@ def for_targets(recipe: Recipe, specs: list[str]) -> Recipe:
         changes["quantize.auto_size"] = None
     if f"gguf:{AUTO}" not in specs and recipe.quantize.auto_types:
         changes["quantize.auto_types"] = []
-    if recipe.quantize.smooth is not None and set(SMOOTHED_SPECS).isdisjoint(specs):
+    if recipe.quantize.smooth is not None and not any(map(is_smoothed, specs)):
         changes["quantize.smooth"] = None
     return with_overrides(recipe, changes, ORIGIN)

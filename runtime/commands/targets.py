@@ -14,21 +14,22 @@ def command(as_json: bool) -> None:
     from edgelm.runtime.floors import installed
     from edgelm.runtime.table import format_table
     from edgelm.targets import TARGETS, get_target
+    from edgelm.targets.precision import tasks_of
 
     rows: list[dict[str, object]] = []
     for name in TARGETS:
         target = get_target(name)
-        able = target.capabilities()
+        able, tasks = target.capabilities(), tasks_of(target.precisions)
         rows.append(
             {
                 "target": name,
                 "engine": " ".join(installed(target.engine_package)).strip(),
                 "unavailable": target.available(),
                 "devices": list(able.devices),
-                "devices_by_task": {task: list(able.devices_for(task)) for task in able.tasks},
+                "devices_by_task": {task: list(able.devices_for(task)) for task in tasks},
                 "devices_absent": dict(able.absent),
-                "precisions": list(able.precisions),
-                "tasks": list(able.tasks),
+                "precisions": [row.name for row in target.precisions],
+                "tasks": list(tasks),
             }
         )
     if as_json:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
 from edgelm.runtime.errors import EdgelmError
-from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
-from edgelm.targets.base import AUTO, Capabilities, Lowered, LowerRequest
-from edgelm.targets.gguf.precisions import KINDS, LEAST_BITS, PRECISIONS, RECOVERED_BITS
+from edgelm.runtime.manifest import Task, TextLimits, Variant
+from edgelm.targets.base import Capabilities, Lowered, LowerRequest
+from edgelm.targets.gguf.precisions import KINDS, PRECISIONS
+from edgelm.targets.precision import Precision
 
 if TYPE_CHECKING:
     from edgelm.targets.costs import Table
@@ -22,6 +23,7 @@ class GgufTarget:
     """One row of the table of targets."""
 
     name = "gguf"
+    precisions: tuple[Precision, ...] = PRECISIONS
     engine_package = "llama-cpp-python"
     lower_packages = ("gguf", "llama-cpp-python")
     decoder_packages = lower_packages
@@ -35,22 +37,7 @@ class GgufTarget:
 
             missing = absent(bindings.load())
             devices += () if "cuda" in missing else ("cuda",)
-        tasks: tuple[TaskKind, ...] = (
-            "text-classification",
-            "feature-extraction",
-            "text-generation",
-        )
-        precisions = (*PRECISIONS, AUTO)
-        return Capabilities(
-            tasks,
-            precisions,
-            devices,
-            absent=missing,
-            recovers=RECOVERED_BITS,
-            guesses=True,
-            kinds=KINDS,
-            least_bits=LEAST_BITS,
-        )
+        return Capabilities(devices, absent=missing, guesses=True, kinds=KINDS)
 
     def available(self) -> str | None:
         """None when llama.cpp's library loads here, else the reason with the cure."""

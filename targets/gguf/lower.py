@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.runtime.errors import MissingExtra, ModelError
-from edgelm.targets.base import AUTO, Lowered, LowerRequest
-from edgelm.targets.costs import Table, precision_like, restricted
+from edgelm.targets.base import Lowered, LowerRequest
+from edgelm.targets.costs import Table, grade_like, restricted
 from edgelm.targets.gguf.check import read_header
 from edgelm.targets.gguf.convert import convert
 from edgelm.targets.gguf.facts import bits_per_weight
@@ -29,6 +29,7 @@ from edgelm.targets.gguf.shards import read_model, split_file
 from edgelm.targets.gguf.vocab import Vocab, read_vocab
 from edgelm.targets.gguf.weights import Weights
 from edgelm.targets.gguf.writer import write_gguf
+from edgelm.targets.precision import AUTO, find
 
 if TYPE_CHECKING:
     from edgelm.targets.gguf.rounding.types import Bytes, Floats
@@ -56,10 +57,9 @@ class _Made:
 
 def lower(request: LowerRequest) -> Lowered:
     """Write the variant's files into `request.folder`. Raises ModelError, MissingExtra."""
-    if request.precision not in (*PRECISIONS, AUTO):
-        raise ModelError(
-            f"gguf has no precision {request.precision!r}; it has {', '.join(PRECISIONS)}"
-        )
+    if find(PRECISIONS, request.precision) is None:
+        known = ", ".join(row.name for row in PRECISIONS)
+        raise ModelError(f"gguf has no precision {request.precision!r}; it has {known}")
     is_float = request.precision in FLOAT_FILE_TYPES
     first = request.folder / (MODEL_FILE if is_float else "unquantized.gguf")
     precision = request.precision if is_float else None
@@ -86,7 +86,7 @@ def lower(request: LowerRequest) -> Lowered:
     if request.precision != AUTO:
         return Lowered(tuple(files), dict(ENGINE), options, made.notes)
     bits = bits_per_weight(read_model(request.folder / files[0]))
-    like = precision_like(bits)
+    like = grade_like(bits)
     return Lowered(tuple(files), dict(ENGINE), options, made.notes, dict(request.types), like)
 
 

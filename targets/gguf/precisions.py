@@ -1,4 +1,4 @@
-"""The tables of precisions, name -> llama.cpp's file type number, and of single tensors' types.
+"""The table of precisions, a row each, and that of single tensors' types.
 
 Left out is what llama.cpp makes for mixtures of experts only (mxfp4_moe), and nvfp4, for which it
 has no recipe of a whole file.
@@ -7,63 +7,76 @@ has no recipe of a whole file.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
-FLOAT_FILE_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 32}
+from edgelm.targets.precision import (
+    AUTO,
+    FLOATS,
+    GENERATION,
+    TASKS,
+    WHOLE_TEXTS,
+    Precision,
+    find,
+)
 
-QUANTIZED_FILE_TYPES: dict[str, int] = {
-    "q8_0": 7,
-    "q6_k": 18,
-    "q5_k_m": 17,
-    "q5_k_s": 16,
-    "q5_1": 9,
-    "q5_0": 8,
-    "q4_k_m": 15,
-    "q4_k_s": 14,
-    "iq4_nl": 25,
-    "iq4_xs": 30,
-    "q4_1": 3,
-    "q4_0": 2,
-    "q3_k_l": 13,
-    "q3_k_m": 12,
-    "q3_k_s": 11,
-    "iq3_m": 27,
-    "iq3_s": 26,
-    "iq3_xs": 22,
-    "iq3_xxs": 23,
-    "q2_k": 10,
-    "q2_k_s": 21,
-    "iq2_m": 29,
-    "iq2_s": 28,
-    "iq2_xs": 20,
-    "iq2_xxs": 19,
-    "iq1_m": 31,
-    "iq1_s": 24,
-    "tq2_0": 37,
-    "tq1_0": 36,
-    "q2_0": 41,
-    "q1_0": 40,
-}
 
-PRECISIONS: tuple[str, ...] = (*FLOAT_FILE_TYPES, *QUANTIZED_FILE_TYPES)
+@dataclass(frozen=True)
+class GgufPrecision(Precision):
+    """One row."""
+
+    file_type: int | None = None  # llama.cpp's number; AUTO has none
+    matrix: Literal["none", "gains", "needs"] = "none"  # what an importance matrix is to it
+
+
+_G = GgufPrecision
+# fmt: off
+PRECISIONS: tuple[GgufPrecision, ...] = (
+    _G("f32", "f32", 32.0, file_type=0),
+    _G("f16", "f16", 16.0, file_type=1, searched=TASKS),
+    _G("bf16", "bf16", 16.0, file_type=32),
+    # over five bits gain nothing worth a pass over texts
+    _G("q8_0", "q8_0", 8.5, file_type=7, searched=TASKS, recovered_bits=8),
+    _G("q6_k", "q6_k", 6.5625, file_type=18, searched=TASKS, recovered_bits=6),
+    _G("q5_k_m", "q5_0", 5.5, file_type=17, matrix="gains", searched=TASKS, recovered_bits=5),
+    _G("q5_k_s", "q5_0", 5.5, file_type=16, matrix="gains", recovered_bits=5),
+    _G("q5_1", "q5_0", 6.0, file_type=9, matrix="gains", recovered_bits=5),
+    _G("q5_0", "q5_0", 5.5, file_type=8, matrix="gains", searched=WHOLE_TEXTS, recovered_bits=5),
+    _G("q4_k_m", "q4_0", 4.5, file_type=15, matrix="gains", searched=TASKS, recovered_bits=4),
+    _G("q4_k_s", "q4_0", 4.5, file_type=14, matrix="gains", recovered_bits=4),
+    _G("iq4_nl", "q4_0", 4.25, file_type=25, matrix="gains", recovered_bits=4),
+    _G("iq4_xs", "q4_0", 4.25, file_type=30, matrix="gains", searched=GENERATION, recovered_bits=4),
+    _G("q4_1", "q4_0", 5.0, file_type=3, matrix="gains", recovered_bits=4),
+    _G("q4_0", "q4_0", 4.5, file_type=2, matrix="gains", searched=TASKS, recovered_bits=4),
+    _G("q3_k_l", "q3_k_m", 3.4375, file_type=13, matrix="gains"),
+    _G("q3_k_m", "q3_k_m", 3.4375, file_type=12, matrix="gains", searched=GENERATION),
+    _G("q3_k_s", "q3_k_m", 3.4375, file_type=11, matrix="gains"),
+    _G("iq3_m", "q3_k_m", file_type=27, matrix="gains"),
+    _G("iq3_s", "q3_k_m", file_type=26, matrix="gains"),
+    _G("iq3_xs", "q3_k_m", file_type=22, matrix="needs"),
+    _G("iq3_xxs", "q3_k_m", file_type=23, matrix="needs"),
+    _G("q2_k", "q2_k", 2.625, file_type=10, matrix="gains", searched=GENERATION),
+    _G("q2_k_s", "q2_k", file_type=21, matrix="needs"),
+    _G("iq2_m", "q2_k", file_type=29, matrix="needs"),
+    _G("iq2_s", "q2_k", file_type=28, matrix="needs"),
+    _G("iq2_xs", "q2_k", file_type=20, matrix="needs"),
+    _G("iq2_xxs", "q2_k", file_type=19, matrix="needs"),
+    _G("iq1_m", "q2_k", file_type=31, matrix="needs"),
+    _G("iq1_s", "q2_k", file_type=24, matrix="needs"),
+    _G("tq2_0", "q2_k", file_type=37, matrix="gains"),
+    _G("tq1_0", "q2_k", file_type=36, matrix="gains"),
+    _G("q2_0", "q2_k", file_type=41, matrix="gains"),
+    _G("q1_0", "q2_k", file_type=40, matrix="gains"),
+    _G(AUTO, None, 2.625),
+)
+# fmt: on
+
+# Of whole files; QUANTIZED ones are made by llama.cpp's quantizer.
+_FILE_TYPES = {row.name: row.file_type for row in PRECISIONS if row.file_type is not None}
+_FLOAT_NAMES = {row.name for row in PRECISIONS if row.grade in FLOATS}
+FLOAT_FILE_TYPES = {name: n for name, n in _FILE_TYPES.items() if name in _FLOAT_NAMES}
+QUANTIZED_FILE_TYPES = {name: n for name, n in _FILE_TYPES.items() if name not in _FLOAT_NAMES}
 _Q8_0_BLOCK = 32  # values
-# Files of types whose blocks layouts.py knows -> bits of a level, of most matrices.
-RECOVERED_BITS: dict[str, int] = {
-    **{name: 4 for name in ("q4_0", "q4_1", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs")},
-    **{name: 5 for name in ("q5_0", "q5_1", "q5_k_s", "q5_k_m")},
-    "q6_k": 6,
-    "q8_0": 8,
-}
-
-# Bits of a weight in the smallest type of such a file, block scales included; not of all files.
-LEAST_BITS: dict[str, float] = {
-    **{"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.5625, "q5_1": 6.0},
-    **dict.fromkeys(("q5_k_m", "q5_k_s", "q5_0"), 5.5),
-    "q4_1": 5.0,
-    **dict.fromkeys(("q4_k_m", "q4_k_s", "q4_0"), 4.5),
-    **dict.fromkeys(("iq4_nl", "iq4_xs"), 4.25),
-    **dict.fromkeys(("q3_k_l", "q3_k_m", "q3_k_s"), 3.4375),
-    **dict.fromkeys(("q2_k", "auto"), 2.625),
-}
 
 # ggml's numbers of the types that a single tensor can be given
 TENSOR_TYPES: dict[str, int] = {
@@ -105,15 +118,8 @@ KINDS = (
     *("q4_k", "iq4_nl", "q4_1", "q5_k", "q5_0", "q5_1", "q6_k", "q8_0"),
 )
 
-# Without an importance matrix llama.cpp refuses to make these; of tensors it aborts on some.
-_FILES_IN_NEED = frozenset(
-    {
-        *("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s"),
-        *("iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"),
-    }
-)
+# Without an importance matrix llama.cpp aborts on some of these.
 TENSORS_IN_NEED = frozenset({"iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"})
-_OVER_FIVE_BITS = ("q8_0", "q6_k")  # which gain nothing worth a pass over texts
 
 
 def needs_matrix(precision: str, tensor_types: Iterable[str] = ()) -> bool:
@@ -121,14 +127,17 @@ def needs_matrix(precision: str, tensor_types: Iterable[str] = ()) -> bool:
     tensors' types."""
     if precision not in QUANTIZED_FILE_TYPES:
         return False
-    return precision in _FILES_IN_NEED or not TENSORS_IN_NEED.isdisjoint(tensor_types)
+    return _matrix(precision) == "needs" or not TENSORS_IN_NEED.isdisjoint(tensor_types)
 
 
 def gains_by_matrix(precision: str, tensor_types: Iterable[str] = ()) -> bool:
     """Whether an importance matrix is worth computing."""
-    if needs_matrix(precision, tensor_types):
-        return True
-    return precision in QUANTIZED_FILE_TYPES and precision not in _OVER_FIVE_BITS
+    return needs_matrix(precision, tensor_types) or _matrix(precision) == "gains"
+
+
+def _matrix(precision: str) -> str:
+    row = find(PRECISIONS, precision)
+    return "none" if row is None else row.matrix
 
 
 def table_type(width: int) -> str:

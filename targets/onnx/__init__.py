@@ -22,36 +22,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.runtime.errors import MissingExtra, TargetUnavailable
+from edgelm.targets.onnx.precisions import KINDS, PRECISIONS
 
 if TYPE_CHECKING:
     from edgelm.runtime.engine import DecoderOptions, DecoderSession, EngineOptions, Session
-    from edgelm.runtime.manifest import Task, TaskKind, TextLimits, Variant
+    from edgelm.runtime.manifest import Task, TextLimits, Variant
     from edgelm.targets.base import Capabilities, Lowered, LowerRequest
     from edgelm.targets.costs import Table
     from edgelm.targets.curvature import Loss
     from edgelm.targets.grid import Grids
-
-PRECISIONS = ("fp32", "fp16", "int8", "int8-static", "int4")
-SMOOTHED = ("int8", "int8-static")  # whose activations can lose their outliers to the weights
-# Types that auto chooses from, by bits of a weight.
-KINDS = INT4, INT8, INT8_BLOCKS, FLOAT = ("int4", "int8", "int8-blocks", "float32")
-DECODER_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
-LEAST_BITS = {
-    **{"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "int8-static": 8.0},
-    **{"int4": 4.0, "auto": 4.0},
-}
 
 
 class OnnxTarget:
     """Lowers to one ONNX file, opens it with ONNX Runtime."""
 
     name = "onnx"
+    precisions = PRECISIONS
     engine_package = "onnxruntime"
     lower_packages = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
     decoder_packages = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai")
 
     def capabilities(self) -> Capabilities:
-        from edgelm.targets.base import AUTO, Capabilities
+        from edgelm.targets.base import Capabilities
 
         devices: tuple[str, ...] = ("cpu",)
         missing: dict[str, str] = {}
@@ -61,22 +53,11 @@ class OnnxTarget:
 
             missing = missing_devices()
             devices += tuple(device for device in GPU_DEVICES if device not in missing)
-        whole_texts = (*PRECISIONS, AUTO)
-        precisions: dict[TaskKind, tuple[str, ...]] = {
-            "text-classification": whole_texts,
-            "feature-extraction": whole_texts,
-            "text-generation": DECODER_PRECISIONS,
-        }
         return Capabilities(
-            tasks=tuple(precisions),
-            precisions=tuple(dict.fromkeys((*whole_texts, *DECODER_PRECISIONS))),
-            devices=devices,
+            devices,
             absent=missing,
             auto_gpu=True,
-            recovers={"int4": 4, AUTO: 4},
             kinds=KINDS,
-            least_bits=LEAST_BITS,
-            task_precisions=precisions,
             task_devices={"text-generation": ("cpu",)},
         )
 

@@ -27,10 +27,9 @@ from torch import Tensor
 from edgelm.runtime.errors import ModelError
 from edgelm.runtime.manifest import Task
 from edgelm.targets.base import LowerRequest
-from edgelm.targets.costs import Option, Row, Table, precision_like
+from edgelm.targets.costs import Option, Row, Table, grade_like
 from edgelm.targets.curvature import Curvature
 from edgelm.targets.feedback import round_to_grid
-from edgelm.targets.onnx import FLOAT, INT4, INT8, INT8_BLOCKS, KINDS
 from edgelm.targets.onnx.blockwise import (
     bits_of,
     dequantize_blocks,
@@ -48,6 +47,7 @@ from edgelm.targets.onnx.fuse import Choose, Weights, tidy
 from edgelm.targets.onnx.grids import grid_of
 from edgelm.targets.onnx.half import halve
 from edgelm.targets.onnx.matrices import Matrices
+from edgelm.targets.onnx.precisions import FLOAT, INT4, INT8, INT8_BLOCKS, KINDS
 from edgelm.targets.onnx.quantize import (
     LinearNode,
     Quantized,
@@ -132,7 +132,7 @@ def quantize_auto(
         n_bits += _BITS[kind] * matrix.values.size
         n_weights += matrix.values.size
     tidy(model)
-    return precision_like(n_bits / n_weights)
+    return grade_like(n_bits / n_weights)
 
 
 def tabulate(model: ir.Model, request: LowerRequest) -> Table:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from onnx_ir.passes import common
 
 from edgelm.runtime.errors import ModelError
 from edgelm.targets.base import Lowered, LowerRequest
-from edgelm.targets.onnx import DECODER_PRECISIONS
 from edgelm.targets.onnx.blockwise import quantize_linears
 from edgelm.targets.onnx.build import build
 from edgelm.targets.onnx.fuse import constant
@@ -34,17 +34,23 @@ ENGINE = {"onnxruntime": ">=1.23"}
 HEAD_MULTIPLE, TURNED_MULTIPLE = 8, 16
 _COSINES = 7  # among the inputs of GroupQueryAttention
 
-_HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+LOWERINGS: dict[str, Callable[[ir.Model], None]] = {  # a float graph -> one of the precision
+    "fp32": lambda model: None,
+    "fp16": lambda model: halve_weights(model, ir.DataType.FLOAT16),
+    "bf16": lambda model: halve_weights(model, ir.DataType.BFLOAT16),
+    "int8": lambda model: quantize_linears(model, 8),
+    "int4": lambda model: quantize_linears(model, 4),
+}
 _BEHIND_THE_HEAD = ("Add", "Cast", "Div", "Mul", "Tanh", "Where")
 
 
 def lower_decoder(request: LowerRequest) -> Lowered:
     """Write the variant into `request.folder`. Raises ModelError."""
     precision, folder = request.precision, request.folder
-    if precision not in DECODER_PRECISIONS:
+    if precision not in LOWERINGS:
         raise ModelError(
             f"the onnx target has no precision {precision!r} for text-generation",
-            hint=f"it has {', '.join(DECODER_PRECISIONS)}",
+            hint=f"it has {', '.join(LOWERINGS)}",
         )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
         built = Path(scratch) / "built"
@@ -54,11 +60,8 @@ def lower_decoder(request: LowerRequest) -> Lowered:
         _check_inputs(model.graph, request.model_dir)
         _check_heads(model.graph, built / FILE_NAME, request.model_dir)
         _trim_inputs(model.graph)
-        if precision in _HALVES:
-            halve_weights(model, _HALVES[precision])
-        elif precision != "fp32":
-            request.report("quantizing")
-            quantize_linears(model, 4 if precision == "int4" else 8)
+        request.report("converting")
+        LOWERINGS[precision](model)
         choose_logits(model.graph)
         request.report("writing")
         common.ClearMetadataAndDocStringPass()(model)

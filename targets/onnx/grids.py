@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from edgelm.targets.grid import Grid
-from edgelm.targets.onnx import INT4, INT8
 from edgelm.targets.onnx.blockwise import BLOCK, PEAK, quantize_blocks
+from edgelm.targets.onnx.precisions import INT4, INT8
 from edgelm.targets.onnx.quantize import levels_of, quantize_columns
 
 

@@ -12,17 +12,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from edgelm.targets.base import AUTO, LowerRequest
+from edgelm.targets.base import LowerRequest
 from edgelm.targets.causal import is_causal
 from edgelm.targets.grid import Grid, Grids
-from edgelm.targets.onnx import INT4, INT8_BLOCKS, auto
+from edgelm.targets.onnx import auto
 from edgelm.targets.onnx.blockwise import bits_of, choose_bits, gated, weight_of
 from edgelm.targets.onnx.build import build
 from edgelm.targets.onnx.grids import grid_of
 from edgelm.targets.onnx.lower import fused
 from edgelm.targets.onnx.matrices import Matrices
+from edgelm.targets.onnx.precisions import INT4, INT8_BLOCKS
 from edgelm.targets.onnx.quantize import linears, tables
 from edgelm.targets.onnx.store import FILE
+from edgelm.targets.precision import AUTO
 
 _KINDS = {4: INT4, 8: INT8_BLOCKS}  # of bits, in blocks
 

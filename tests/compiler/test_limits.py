@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 
 from edgelm.compiler.limits import (
-    DEFAULTS,
     EIGHT_BITS,
     EXACT,
     FEWER_BITS,
     FIVE_BITS,
     FOUR_BITS,
+    GRADED,
     HALF,
     TOKENS_EIGHT,
     TOKENS_EXACT,
@@ -25,8 +25,8 @@ from edgelm.compiler.limits import (
 )
 from edgelm.compiler.recipe import load_recipe
 from edgelm.runtime.manifest import Parity, Task
-from edgelm.targets import TARGETS, get_target
-from edgelm.targets.base import AUTO
+from edgelm.targets import all_precisions
+from edgelm.targets.precision import AUTO, GRADES
 
 TASK = Task("text-classification", ("a", "b"))
 EMBED = Task("feature-extraction", dimensions=4)
@@ -56,9 +56,9 @@ def test_defaults_by_precision(target: str, precision: str, limits: Limits) -> N
 
 
 def test_every_precision_has_limits() -> None:
-    able = [get_target(name).capabilities() for name in TARGETS]
-    precisions = {precision for one in able for precision in one.precisions}
-    assert precisions == {*DEFAULTS, AUTO}  # which has the limits of what it comes to
+    graded = {row.name: row.grade for _, row in all_precisions()}
+    assert graded.pop(AUTO) is None  # which has the limits of what it comes to
+    assert set(graded.values()) == GRADED.keys()
 
 
 def test_a_variants_own_limit_goes_over_that_for_all() -> None:
@@ -161,8 +161,7 @@ GENERATE = Task("text-generation")
 
 def test_limits_of_generation_grow_with_fewer_bits() -> None:
     recipe = load_recipe(None, {"model": "m", "task": "text-generation"})
-    names = ("fp32", "f16", "bf16", "q8_0", "q6_k", "q5_0", "int4", "q3_k_m", "q2_k")
-    order = [limits_for(recipe, "gguf", name) for name in names]
+    order = [limits_for(recipe, "gguf", grade) for grade in GRADES]  # named after types of GGUF
     assert order[0] == TOKENS_EXACT and order[-1] == TOKENS_FEWER
     for tighter, looser in pairwise(order):
         assert tighter.min_agreement > looser.min_agreement

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgelm.compiler import load_recipe
 from edgelm.compiler.options import leaves
 from edgelm.compiler.recipe import Recipe
-from edgelm.compiler.tune.axes import AXES, TARGETS, models, targets
+from edgelm.compiler.tune.axes import AXES, models, searched, targets
 from edgelm.compiler.tune.budget import Figures, drop_points, read_budget
 from edgelm.compiler.tune.front import pareto_front
 from edgelm.compiler.tune.halving import rungs
@@ -22,7 +22,8 @@ from edgelm.compiler.tune.sizes import Weights, count_weights, floor_bytes
 from edgelm.compiler.tune.space import for_targets
 from edgelm.compiler.units import BYTES, LATENCY, TIME, parse, parse_bytes, show_bytes
 from edgelm.runtime.errors import RecipeError
-from edgelm.targets import get_target
+from edgelm.targets import all_precisions
+from edgelm.targets.precision import TASKS
 
 
 @pytest.mark.parametrize(
@@ -128,15 +129,26 @@ def test_axes_name_what_there_is() -> None:
     for axis in AXES:
         assert axis.keys <= keys
         assert next(iter(axis.values.values())) == {}
-    for task, specs in TARGETS.items():
-        for spec in specs.split():
-            target, _, precision = spec.partition(":")
-            assert precision in get_target(target).capabilities().precisions_for(task)
+
+
+def test_variants_go_from_the_closest_to_the_smallest() -> None:
+    whole_texts = (
+        "onnx:fp32 gguf:f16 onnx:int8 gguf:q8_0 gguf:q6_k gguf:q5_k_m gguf:q5_0 onnx:int4 "
+        "gguf:q4_k_m gguf:q4_0"
+    )
+    assert searched("text-classification") == searched("feature-extraction") == whole_texts.split()
+    generation = (
+        "gguf:f16 onnx:int8 gguf:q8_0 gguf:q6_k gguf:q5_k_m onnx:int4 gguf:q4_k_m gguf:q4_0 "
+        "gguf:iq4_xs gguf:q3_k_m gguf:q2_k"
+    )
+    assert searched("text-generation") == generation.split()
+    for _, row in all_precisions():
+        assert set(row.searched) <= set(row.tasks)
 
 
 def test_what_the_recipe_states_is_not_varied() -> None:
     free = load_recipe(None, {"model": "m", "data.train": "t.csv"})
-    assert len(targets(free)) == len(TARGETS["text-classification"].split())
+    assert len(targets(free)) == len(searched("text-classification"))
     names = [name for name, _, _ in models(free, decoder=False)]
     assert names[0] == "whole model"
     assert {"vocabulary used", "layers -1/2", "vocabulary 2000, ffn -1/2"} < set(names)
@@ -189,8 +201,8 @@ def test_each_rung_keeps_one_of_so_many(n: int, factor: int) -> None:
 
 def test_every_precision_that_is_tried_has_a_least_size() -> None:
     weights = Weights(stored=8_000_000, multiplied=8_000_000)
-    for task, specs in TARGETS.items():
-        sizes = [floor_bytes(weights, spec) for spec in specs.split()]
+    for task in TASKS:
+        sizes = [floor_bytes(weights, spec) for spec in searched(task)]
         assert min(sizes) > 2_000_000, task  # over 2 bits a weight: of none it is unknown
     assert floor_bytes(weights, "gguf:q8_0") == 8_500_000
     assert floor_bytes(weights, "gguf:iq1_s") == floor_bytes(weights, "gguf:q8_0", own_types=True)

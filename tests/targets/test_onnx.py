@@ -20,8 +20,11 @@ from edgelm.runtime.errors import BundleError, ModelError, UsageError
 from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
 from edgelm.targets import get_target
 from edgelm.targets.base import LowerRequest, Quantization
-from edgelm.targets.onnx import attention
+from edgelm.targets.onnx import attention, genai
 from edgelm.targets.onnx.export import export
+from edgelm.targets.onnx.lower import LOWERINGS
+from edgelm.targets.onnx.precisions import PRECISIONS
+from edgelm.targets.precision import AUTO, names_for
 
 LABELS = ("card_lost", "refund", "other")
 TEXTS = [
@@ -338,3 +341,12 @@ def test_a_broken_installation_is_a_reason(monkeypatch):
     monkeypatch.setattr("edgelm.targets.onnx._is_installed", lambda package: True)
     assert "onnxruntime cannot be loaded" in str(target.available())
     assert target.capabilities().devices == ("cpu",)
+
+
+def test_every_precision_has_its_lowering():
+    for task, lowerings in (
+        ("text-classification", LOWERINGS),
+        ("feature-extraction", LOWERINGS),
+        ("text-generation", genai.LOWERINGS),
+    ):
+        assert lowerings.keys() == set(names_for(PRECISIONS, task)) - {AUTO}

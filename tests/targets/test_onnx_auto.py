@@ -19,8 +19,8 @@ from edgelm.runtime.manifest import FileEntry, Task, TextLimits, Variant
 from edgelm.targets import get_target
 from edgelm.targets.base import LowerRequest
 from edgelm.targets.costs import Table
-from edgelm.targets.onnx import FLOAT
 from edgelm.targets.onnx.export import export
+from edgelm.targets.onnx.precisions import FLOAT
 
 TASK = Task("text-classification", ("card_lost", "refund", "other"))
 TARGET = get_target("onnx")
