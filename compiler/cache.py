@@ -18,8 +18,6 @@ from typing import Any
 from edgelm import __version__
 from edgelm.runtime.files import full_disk_errors, storage_errors, sync_tree
 
-LAYOUT = 1  # raised when a pass's output changes shape, so that old stages are not taken
-
 
 def digest(value: Any) -> str:
     """sha256 over canonical JSON."""
@@ -33,9 +31,9 @@ class StageCache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def key(self, name: str, inputs: dict[str, Any]) -> str:
-        """The digest that names a stage of pass `name`."""
-        made_by = {"edgelm": __version__, "layout": LAYOUT}
+    def key(self, name: str, version: int, inputs: dict[str, Any]) -> str:
+        """The digest that names a stage of pass `name`, of which `version` is."""
+        made_by = {"edgelm": __version__, "layout": version}
         return digest({"pass": name, "made_by": made_by, "inputs": inputs})
 
     def find(self, name: str, key: str) -> Path | None:

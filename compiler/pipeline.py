@@ -130,6 +130,16 @@ class Steps:
     verify: list[Pass]
     measure: list[Pass]
 
+    @property
+    def verified(self) -> list[Pass]:
+        """Each variant is made, and verified before the next is."""
+        return [p for m, v in zip(self.made, self.verify, strict=True) for p in (*m, v)]
+
+    @property
+    def all(self) -> list[Pass]:
+        """In the order in which they run."""
+        return [*self.source, *self.model, *self.verified, *self.measure]
+
 
 def steps(recipe: Recipe) -> Steps:
     """The passes up to measuring."""
@@ -165,9 +175,8 @@ def _making(recipe: Recipe, lower: Lower) -> list[Pass]:
 def plan(recipe: Recipe, pack: Pack) -> list[Pass]:
     """The passes of a recipe, in order. Every variant is verified before any is measured."""
     found = steps(recipe)
-    verified = [p for m, v in zip(found.made, found.verify, strict=True) for p in (*m, v)]
     floor = [Floor()] if any(map(is_auto, recipe.targets)) else []
-    return [*found.source, *floor, *found.model, *verified, Gate(), *found.measure, pack]
+    return [*found.source, *floor, *found.model, *found.verified, Gate(), *found.measure, pack]
 
 
 def output_path(recipe: Recipe) -> Path:

@@ -17,6 +17,7 @@ class Pass:
     """
 
     name: str
+    version = 1  # raised when equal inputs come to give another result, or files of another form
     resumable = False  # whether `run` goes on from a half-filled folder
 
     def inputs(self, context: Context) -> dict[str, Any] | None:
@@ -38,7 +39,7 @@ class Pass:
                 self.load(context, Path())
             return
         cache = context.cache
-        key = cache.key(self.name, inputs)
+        key = cache.key(self.name, self.version, inputs)
         context.digests[self.name] = key
         folder = cache.find(self.name, key)
         with context.progress.stage(self.name, cached=folder is not None):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from edgelm import __version__
-from edgelm.compiler.cache import LAYOUT, digest
+from edgelm.compiler.cache import digest
 from edgelm.compiler.chat.adapter import adapter_digest
 from edgelm.compiler.converter import converter_inputs
 from edgelm.compiler.machine import machine_id
 from edgelm.compiler.passes.intake import find_model, read_source
+from edgelm.compiler.pipeline import steps
 from edgelm.compiler.recipe import Recipe
 from edgelm.compiler.tune.space import Plan
 from edgelm.runtime.files import sha256_file
@@ -37,7 +38,8 @@ def study_name(plan: Plan) -> str:
     assert source is not None
     found = digest(
         {
-            "edgelm": [__version__, LAYOUT],
+            "edgelm": __version__,
+            "passes": {p.name: p.version for point in plan.points for p in steps(point.recipe).all},
             "recipe": _without_places(recipe),
             "contents": _contents(recipe),
             "model": source.digest,

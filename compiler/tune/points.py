@@ -32,9 +32,10 @@ def make_model(passes: Sequence[Pass], context: Context) -> dict[str, float]:
 def is_kept(step: Pass, context: Context) -> bool:
     """Whether the pass has nothing to do, or its stage is kept."""
     inputs = step.inputs(context)
-    return inputs is None or (
-        context.cache.find(step.name, context.cache.key(step.name, inputs)) is not None
-    )
+    if inputs is None:
+        return True
+    key = context.cache.key(step.name, step.version, inputs)
+    return context.cache.find(step.name, key) is not None
 
 
 def lower(point: Point, context: Context) -> None:

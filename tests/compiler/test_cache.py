@@ -23,16 +23,17 @@ def never(folder: Path) -> None:
 
 
 def test_the_key_changes_with_each_input_and_not_with_their_order(cache: StageCache) -> None:
-    base = cache.key("lower", {"a": 1, "b": [1, 2]})
-    assert cache.key("lower", {"b": [1, 2], "a": 1}) == base
+    base = cache.key("lower", 1, {"a": 1, "b": [1, 2]})
+    assert cache.key("lower", 1, {"b": [1, 2], "a": 1}) == base
     others = [
-        cache.key("verify", {"a": 1, "b": [1, 2]}),
-        cache.key("lower", {"a": 2, "b": [1, 2]}),
-        cache.key("lower", {"a": 1, "b": [2, 1]}),
-        cache.key("lower", {"a": 1, "b": [1, 2], "c": None}),
-        cache.key("lower", {"a": "1", "b": [1, 2]}),
+        cache.key("verify", 1, {"a": 1, "b": [1, 2]}),
+        cache.key("lower", 2, {"a": 1, "b": [1, 2]}),
+        cache.key("lower", 1, {"a": 2, "b": [1, 2]}),
+        cache.key("lower", 1, {"a": 1, "b": [2, 1]}),
+        cache.key("lower", 1, {"a": 1, "b": [1, 2], "c": None}),
+        cache.key("lower", 1, {"a": "1", "b": [1, 2]}),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 7
 
 
 def test_a_finished_stage_is_found_and_not_made_again(cache: StageCache) -> None:
