@@ -3,11 +3,11 @@
 `axes.py` is the table of what may be varied. `plan.py` lays out the points (`space.py`) before
 anything is trained: `sizes.py` knows the least size that each can have, `effort.py` about how long
 it takes. `search.py` makes the points through the ordinary passes and their cache (`points.py`),
-and leaves one as soon as it misses a bound for sure. `halving.py` says how many trainings go how
-far, `drafts.py` what a short one shows. `turns.py` shares the work among processes: among those
-with no common disk by `study.py`, in what `storage.py` opens; `identity.py` says which search it
-is, `outcome.py` what they tell each other. `budget.py` judges, `front.py` compares, `show.py` says
-what was found.
+and leaves one as soon as it misses a bound for sure, by the rules of `judge.py`. `halving.py` says
+how many trainings go how far, `drafts.py` what a short one shows. `turns.py` shares the work among
+processes: among those with no common disk by `study.py`, in what `storage.py` opens; `identity.py`
+says which search it is, `outcome.py` what they tell each other. `budget.py` says what is demanded,
+`front.py` compares, `show.py` says what was found.
 """
 
 from __future__ import annotations

@@ -20,25 +20,17 @@ from fractions import Fraction
 
 from edgelm.compiler.machine import machine_id
 from edgelm.compiler.tune import points
-from edgelm.compiler.tune.budget import (
-    Figures,
-    drop_points,
-    loss_of,
-    quality_name,
-    quality_value,
-)
+from edgelm.compiler.tune.budget import Figures, quality_name, quality_value
 from edgelm.compiler.tune.drafts import make_draft
-from edgelm.compiler.tune.front import pareto_front
-from edgelm.compiler.tune.halving import Rung, rungs
+from edgelm.compiler.tune.halving import rungs
+from edgelm.compiler.tune.judge import Judge
 from edgelm.compiler.tune.outcome import Outcome, PointOutcome
 from edgelm.compiler.tune.space import Model, Plan, Point, groups
-from edgelm.compiler.tune.turns import Attempt, part_name, sharing, taken
+from edgelm.compiler.tune.turns import Attempt, sharing, taken
 from edgelm.runtime.errors import ModelError, RecipeError, TargetUnavailable, VerificationError
 from edgelm.runtime.progress import Progress
 
 MEASURE_S = 6.0  # of the time budget, kept for each point that is to be measured
-HOPELESS_POINTS = 1.0  # so far over a bound, a reference has no variant that meets it
-NEAR_POINTS = 0.3  # that a variant may lose for its model to be as good as it gets
 N_NEAREST = 3
 WHOLE = Fraction(1)
 
@@ -78,11 +70,7 @@ class Search:
     def __init__(self, plan: Plan, progress: Progress, clock: Callable[[], float]) -> None:
         self.plan, self.progress, self.clock = plan, progress, clock
         self.started = clock()
-        self.quality = ""
-        self.reference: float | None = None
-        self.values: dict[str, float] = {}  # of the models' references
-        self.promises: dict[str, float] = {}  # of models, after a part of their epochs
-        self.behind: dict[str, str] = {}  # model -> why it is not trained on
+        self.judge = Judge(plan)
         self.first = plan.at_once  # of the plan as it is before anything is made
         self.tuned = set[str]()  # keys of trainings in full, of those models
         self.done = set[tuple[str, Fraction]]()  # keys of trainings, and how much of the epochs
@@ -99,17 +87,17 @@ class Search:
                     else:
                         self.rate(attempt)
         for point in plan.points:  # some were made before the reference was known
-            self.judge(point)
+            self.judge.close_missed(point)
         self.measure(plan.models)
         for point in plan.points:
-            self.conclude(point)
+            self.judge.conclude(point)
         met = [p for p in plan.points if p.state == "meets"]
         return Found(
             plan=plan,
-            quality=self.quality,
-            reference=self.reference,
-            best=min(met, key=self.rank, default=None),
-            front=self.front(),
+            quality=self.judge.quality,
+            reference=self.judge.reference,
+            best=min(met, key=self.judge.rank, default=None),
+            front=self.judge.front(),
             seconds=self.clock() - self.started,
         )
 
@@ -118,26 +106,26 @@ class Search:
         model, is_whole = attempt.model, attempt.part == 1
         self.measure([model])
         return Outcome(
-            quality=self.quality,
-            reference=self.values.get(model.name),
-            promise=None if is_whole else self.promises.get(model.name),
+            quality=self.judge.quality,
+            reference=self.judge.values.get(model.name),
+            promise=None if is_whole else self.judge.promises.get(model.name),
             points={p.spec: PointOutcome.of(p) for p in model.points},
         )
 
     def hear(self, attempt: Attempt, outcome: Outcome) -> None:
         """Take over what another process found of a model."""
         model = attempt.model
-        self.quality = self.quality or outcome.quality
+        self.judge.quality = self.judge.quality or outcome.quality
         if outcome.promise is not None:
-            self.promises[model.name] = outcome.promise
+            self.judge.promises[model.name] = outcome.promise
         if outcome.reference is not None:
-            self.values[model.name] = outcome.reference
+            self.judge.values[model.name] = outcome.reference
             if model is self.plan.models[0]:
-                self.reference = outcome.reference
+                self.judge.reference = outcome.reference
         for point in model.points:
             outcome.points[point.spec].take_over(point)
         for point in self.plan.points:
-            self.judge(point)
+            self.judge.close_missed(point)
 
     def measure(self, models: Sequence[Model]) -> None:
         """What was made here, while no other process on the cache measures."""
@@ -153,25 +141,25 @@ class Search:
         """What is to be tried next; which that is depends on how the batches before it went."""
         plan = self.plan
         yield [Attempt(m) for m in self.first]
-        rest = [m for m in plan.to_make if m not in self.first and not self.is_needless(m)]
+        rest = [m for m in plan.to_make if m not in self.first and not self.judge.is_needless(m)]
         trained, behind = groups(rest), list[list[Model]]()
         for rung in rungs(len(trained), plan.recipe.budget.halving):
             yield [Attempt(group[0], rung.part) for group in trained]
-            trained, lost = self.compare(trained, rung)
+            trained, lost = self.judge.compare(trained, rung)
             behind = lost + behind
         kept = [m for group in trained for m in group]
         yield [Attempt(m) for m in rest if m in kept or not m.trainings]
         for group in behind:
             if any(p.state == "made" for p in plan.points):
                 for model in group:
-                    model.close("behind", self.behind[group[0].name])
+                    model.close("behind", self.judge.behind[group[0].name])
             else:
                 yield [Attempt(m) for m in group]
 
     def rate(self, attempt: Attempt) -> None:
         """What the model promises after a part of its epochs."""
         model = attempt.model
-        if self.is_needless(model) or not self.has_time_for(model, attempt.part):
+        if self.judge.is_needless(model) or not self.has_time_for(model, attempt.part):
             return
         self.progress.note(f"{attempt.name}: what it promises")
         try:
@@ -180,35 +168,15 @@ class Search:
             model.close("failed", err.message)
             return
         self.note_trainings(model, attempt.part, draft.seconds)
-        self.quality = draft.quality
+        self.judge.quality = draft.quality
         if draft.promise is not None:
-            self.promises[model.name] = draft.promise
-
-    def compare(
-        self, trained: list[list[Model]], rung: Rung
-    ) -> tuple[list[list[Model]], list[list[Model]]]:
-        """Groups of models that are trained on, in their order, and those that are not, the more
-        promising first; without those of which no point is open."""
-        for group in trained:  # variants of the same trainings have the same sizes
-            closed = {p.spec: p for p in group[0].points if p.state != "open"}
-            for point in (p for m in group[1:] for p in m.open_points if p.spec in closed):
-                point.close(closed[point.spec].state, closed[point.spec].reason)
-        left = [g for g in trained if g[0].open_points and g[0].name in self.promises]
-        left.sort(key=lambda g: loss_of(self.quality, self.promises[g[0].name]))
-        kept, lost = left[: rung.n_kept], left[rung.n_kept :]
-        for place, group in enumerate(lost, rung.n_kept + 1):
-            value = self.promises[group[0].name]
-            self.behind[group[0].name] = (
-                f"{self.quality} {value:.4f} after {part_name(rung.part)}, place {place} of "
-                f"{len(left)}"
-            )
-        return [g for g in trained if g in kept], lost
+            self.judge.promises[model.name] = draft.promise
 
     def make(self, model: Model) -> None:
         """All but measuring, for the open points of one model."""
         is_full = model is self.plan.models[0]
         needed = is_full and self.plan.needs_full
-        if not needed and (self.is_needless(model) or not self.has_time_for(model)):
+        if not needed and (self.judge.is_needless(model) or not self.has_time_for(model)):
             return
         context, n = model.context, len(model.open_points)
         self.progress.note(f"{model.name}: {n} variants to make")
@@ -223,14 +191,14 @@ class Search:
         if model in self.first:
             self.tuned |= {t.key for t in model.trainings}
         assert context.task is not None
-        self.quality = quality_name(context.task, context.reference_metrics)
-        value = quality_value(self.quality, context.reference_metrics, None)
+        self.judge.quality = quality_name(context.task, context.reference_metrics)
+        value = quality_value(self.judge.quality, context.reference_metrics, None)
         if value is not None:
-            self.values[model.name] = value
+            self.judge.values[model.name] = value
         if is_full:
-            self.reference = value
+            self.judge.reference = value
         elif value is not None:
-            self.drop_hopeless(model, value)
+            self.judge.drop_hopeless(model, value)
         for point in model.open_points:
             if self.left_s() <= 0:
                 point.close("untried", "no time was left")
@@ -241,85 +209,17 @@ class Search:
         """Lower and verify."""
         try:
             points.lower(point, model.context)
-            self.judge(point)
+            self.judge.close_missed(point)
             if point.state != "open":
                 return
-            state = points.verify(point, model.context, self.quality)
+            state = points.verify(point, model.context, self.judge.quality)
         except (ModelError, RecipeError, TargetUnavailable, VerificationError) as err:
             point.close("failed", err.message)  # RecipeError: auto has no file so small
             return
         point.state = "made"
-        self.judge(point)
+        self.judge.close_missed(point)
         if state.failures:
             point.close("failed", f"verification: {state.failures[0]}")
-
-    def judge(self, point: Point) -> None:
-        """Close a point that is known to miss a bound."""
-        if point.state not in ("open", "made"):
-            return
-        value = point.figures.metric
-        if self.reference is not None and value is not None:
-            drop = drop_points(self.quality, value, self.reference)
-            point.figures = replace(point.figures, drop_points=drop)
-        missed = self.plan.budget.misses(point.figures)
-        if missed:
-            point.close("misses", "; ".join(missed))
-
-    def is_needless(self, model: Model) -> bool:
-        """Whether a gentler model meets the budget and lost next to nothing by quantization, so
-        that this one cannot be better; closes the points then."""
-        budget = self.plan.budget
-        if not self.plan.spares:
-            return False
-        for other in self.plan.models:
-            if other.name not in self.values or not is_gentler(other.place, model.place):
-                continue
-            for point in other.points:
-                value = point.figures.metric
-                if point.state != "made" or value is None or not budget.is_met(point.figures):
-                    continue
-                if drop_points(self.quality, value, self.values[other.name]) <= NEAR_POINTS:
-                    model.close("needless", f"{point.name} meets the budget and leaves out less")
-                    return True
-        return False
-
-    def drop_hopeless(self, model: Model, value: float) -> None:
-        """Close the points of a model whose reference itself is far over a bound."""
-        less = self.quality == "perplexity"
-        kinder = value * (1 - HOPELESS_POINTS / 100) if less else value + HOPELESS_POINTS / 100
-        drop = None
-        if self.reference is not None:
-            drop = drop_points(self.quality, kinder, self.reference)
-        if self.plan.budget.misses(Figures(metric=kinder, drop_points=drop)):
-            model.close("misses", f"{self.quality} {value:.4f} before it is quantized")
-
-    def conclude(self, point: Point) -> None:
-        """Whether the point meets the budget, now that all is known of it."""
-        self.judge(point)
-        if point.state != "made":
-            return
-        if self.plan.budget.is_met(point.figures):
-            point.state = "meets"
-        else:
-            unknown = ", ".join(self.plan.budget.unknown(point.figures))
-            where = "the device profile" if self.plan.profile else "this machine"
-            point.close("unknown", f"{unknown}: no figure from {where}")
-
-    def rank(self, point: Point) -> tuple[float, ...]:
-        """Best first: by quality, then latency, then size."""
-        return self.costs(point)[:3]
-
-    def front(self) -> list[Point]:
-        """Of the points whose quality is known; by latency and memory where all have them."""
-        known = [p for p in self.plan.points if p.figures.metric is not None]
-        known = [p for p in known if p.state in ("meets", "misses")]
-        rows = [self.costs(p) for p in known]
-        return [p for p, on in zip(known, pareto_front(rows), strict=True) if on]
-
-    def costs(self, point: Point) -> tuple[float, float, float, float]:
-        """Loss, latency, size and memory; of several machines latency and memory do not count."""
-        loss, latency, size, memory = costs(self.quality, point)
-        return (loss, 0, size, 0) if len(self.plan.machines) > 1 else (loss, latency, size, memory)
 
     def left_s(self) -> float:
         """Of the time budget, what is free for making points."""
@@ -353,22 +253,6 @@ class Search:
             else "no time was left",
         )
         return False
-
-
-def is_gentler(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether on no axis more is left out at the place `a` than at `b`."""
-    return all(i <= j for i, j in zip(a, b, strict=True))
-
-
-def costs(quality: str, point: Point) -> tuple[float, float, float, float]:
-    """Loss, latency, size and memory, all to be small; what is not known is infinite."""
-    f = point.figures
-    return (
-        math.inf if f.metric is None else loss_of(quality, f.metric),
-        math.inf if f.latency_ms is None else f.latency_ms,
-        math.inf if f.size_bytes is None else float(f.size_bytes),
-        math.inf if f.memory_bytes is None else float(f.memory_bytes),
-    )
 
 
 def at_least(point: Point) -> Figures:
