@@ -41,6 +41,7 @@ from edgelm.compiler.recover.settings import check_recovery, recovery
 from edgelm.runtime.files import cache_home
 from edgelm.runtime.manifest import Manifest
 from edgelm.runtime.progress import Progress
+from edgelm.runtime.trust.keys import SigningKey
 from edgelm.targets.gguf.shards import stem_of
 
 
@@ -58,8 +59,11 @@ class BundleReport:
         return self.path / "report.html"
 
 
-def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
-    """Compile and write the bundle. Interrupted, it goes on where it was when called again.
+def compile(
+    recipe: Recipe, progress: Progress | None = None, sign: SigningKey | None = None
+) -> BundleReport:
+    """Compile and write the bundle, signed by `sign` where that is given. Interrupted, it goes on
+    where it was when called again.
 
     Raises RecipeError, ModelError, DataError, MissingExtra, TargetUnavailable, StorageError, and
     VerificationError when a variant is over its limits, BudgetError when nothing meets the
@@ -78,7 +82,7 @@ def compile(recipe: Recipe, progress: Progress | None = None) -> BundleReport:
         check_target(recipe, spec)
     check_recovery(recipe)
     context = Context(recipe, StageCache(cache_root(recipe)), progress, search=found)
-    pack = Pack(output)
+    pack = Pack(output, sign)
     done: list[str] = []
     for step in plan(recipe, pack):
         try:

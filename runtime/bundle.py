@@ -2,53 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
 
 from edgelm.runtime.background import Background
-from edgelm.runtime.errors import BundleError, TamperedError
-from edgelm.runtime.files import sha256_file
+from edgelm.runtime.errors import TamperedError
+from edgelm.runtime.files import sha256_stream
 from edgelm.runtime.manifest import FILE_NAME, FileEntry, Manifest, Variant, read_manifest
+from edgelm.runtime.trust import tree
+from edgelm.runtime.trust.envelope import FILE_NAME as SIGNATURE
+from edgelm.runtime.trust.policy import NO_TRUST, Trust
+from edgelm.runtime.trust.private import PrivateCopy, others_can_write
 
 TOKENIZER_DIR = "tokenizer"
 
 
-class Bundle:
-    """The directory `root`. Opening it reads the manifest and nothing else."""
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.manifest: Manifest = read_manifest(root)
+
+T = TypeVar("T", bound=_Closable)
+
+
+class Bundle:
+    """The directory `root`. Opening it checks the signature where `trust` asks for one, and reads
+    the manifest and nothing else.
+
+    Files are read in `folder`: the bundle itself or, where it is signed and others can write to it,
+    a copy that is made as they are checked. `signer` says who signed, None without trust.
+    """
+
+    def __init__(self, root: Path, trust: Trust = NO_TRUST) -> None:
+        """Raises BundleNotFound, BundleVersionError, BundleError; with trust UntrustedError,
+        TamperedError, MissingExtra, UsageError."""
+        self.root = self.folder = root
+        signed = trust.check(root)
+        self.signer: str | None = None if signed is None else signed.signer
+        self.manifest: Manifest = read_manifest(root) if signed is None else signed.manifest
+        self._copy: PrivateCopy | None = None
+        if signed is not None and others_can_write(root, signed.digests):
+            self._copy = PrivateCopy()
+            self.folder = self._copy.root
         self._checks: dict[str, Background[None]] = {}
+        self._seen: dict[str, tuple[int, ...]] = {}  # which file it was whose digest is known
 
     def tokenizer_files(self) -> tuple[FileEntry, ...]:
         """The files under tokenizer/."""
         return tuple(f for f in self.manifest.files if f.path.startswith(f"{TOKENIZER_DIR}/"))
 
     def all_files(self) -> Iterator[FileEntry]:
-        """Every file but the manifest itself."""
-        yield from self.manifest.files
-        for variant in self.manifest.variants:
-            yield from variant.files
+        """Every file but the manifest itself, and a signature."""
+        return self.manifest.all_files()
 
     def check(self, entries: Iterable[FileEntry]) -> None:
         """Raise TamperedError unless each file is there, regular, of its size and digest.
 
-        BundleError where the disk does not let it be read."""
+        BundleError where the disk does not let it be read, StorageError where it takes no copy."""
         for entry in entries:
+            if self._copy is not None and entry.path in self._seen:
+                continue
             path = self.root / entry.path
-            try:
-                if path.is_symlink() or not path.is_file():
-                    raise TamperedError(f"{path}: missing, or not a regular file", hint=_HINT)
-                size = path.stat().st_size
-                if size != entry.size_bytes:
+            with tree.open_inside(self.root, entry.path, alone=self.signer is not None) as stream:
+                status = os.fstat(stream.fileno())
+                if status.st_size != entry.size_bytes:
                     raise TamperedError(
-                        f"{path}: {size} bytes, packed with {entry.size_bytes}", hint=_HINT
+                        f"{path}: {status.st_size} bytes, packed with {entry.size_bytes}",
+                        hint=tree.HINT,
                     )
-                if sha256_file(path) != entry.sha256:
-                    raise TamperedError(f"{path}: its sha256 is not the packed one", hint=_HINT)
-            except OSError as err:
-                raise BundleError(f"{path}: cannot be read: {err.strerror or err}") from err
+                with self._copying(entry.path) as copy:
+                    found = sha256_stream(stream, copy)
+                if found != entry.sha256:
+                    raise TamperedError(f"{path}: its sha256 is not the packed one", hint=tree.HINT)
+            self._seen[entry.path] = _identity(status)
+
+    def _copying(self, name: str) -> AbstractContextManager[BinaryIO | None]:
+        return contextlib.nullcontext() if self._copy is None else self._copy.writing(name)
 
     def start_check(self, variant: Variant) -> None:
         """Begin to check the variant's files beside other work; `check_variant` has the outcome."""
@@ -66,9 +98,25 @@ class Bundle:
         else:
             started.result()
 
+    def open_variant(self, variant: Variant, open_: Callable[[Path], T]) -> T:
+        """Check the variant's files, call `open_` with the folder to read them in, and make sure
+        that no other files were there by then. Raises as `check` and `open_`."""
+        self.check_variant(variant)
+        opened = open_(self.folder)
+        if self._copy is None:
+            for entry in variant.files:
+                with contextlib.suppress(OSError):
+                    if _identity(os.lstat(self.root / entry.path)) == self._seen[entry.path]:
+                        continue
+                opened.close()
+                raise TamperedError(
+                    f"{self.root / entry.path}: it was changed while it was opened", hint=tree.HINT
+                )
+        return opened
+
     def extra_files(self) -> list[str]:
-        """Files on disk that the manifest does not name."""
-        known = {FILE_NAME, *(f.path for f in self.all_files())}
+        """Files on disk that the manifest does not name; a signature is none."""
+        known = {FILE_NAME, SIGNATURE, *(f.path for f in self.all_files())}
         found = (
             p.relative_to(self.root).as_posix()
             for p in self.root.rglob("*")
@@ -77,4 +125,5 @@ class Bundle:
         return sorted(set(found) - known)
 
 
-_HINT = "the bundle was changed or copied incompletely: take a fresh copy of it"
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast, overload
 
 from edgelm.runtime.background import Background
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
 from edgelm.runtime.engine import DecoderOptions, DecoderSession
-from edgelm.runtime.errors import BundleError, InputError, UsageError
+from edgelm.runtime.errors import BundleError, EdgelmError, InputError, UsageError
 from edgelm.runtime.generate import loop
 from edgelm.runtime.generate.answer import Answer, Step
 from edgelm.runtime.generate.constraints import Constraint, Constraints
@@ -54,20 +56,24 @@ class ChatModel(Model):
         super().__init__(bundle, variant)
         text = self.manifest.text
 
-        def open_() -> DecoderSession:
-            bundle.check_variant(variant)
-            return get_target(variant.target).open_decoder(bundle.root, variant, text, options)
+        def open_(folder: Path) -> DecoderSession:
+            return get_target(variant.target).open_decoder(folder, variant, text, options)
 
-        opening = Background(open_)
-        bundle.check_tokenizer()
-        self._template = _read_template(bundle) if self.task.chat else None
-        self._tokenizer = Tokenizer(bundle.root / TOKENIZER_DIR, text, truncates=False)
+        opening = Background(bundle.open_variant, variant, open_)
+        try:
+            bundle.check_tokenizer()
+            self._template = _read_template(bundle) if self.task.chat else None
+            self._tokenizer = Tokenizer(bundle.folder / TOKENIZER_DIR, text, truncates=False)
+        except BaseException:
+            with contextlib.suppress(EdgelmError):
+                opening.result().close()
+            raise
         session = opening.result()
         self._session: DecoderSession | None = session
         self.held = Held(session)
         self._draft = draft
         self._texts = Detokenizers(self._tokenizer.backend)
-        tokenizer_file = bundle.root / TOKENIZER_DIR / TOKENIZER_FILE
+        tokenizer_file = bundle.folder / TOKENIZER_DIR / TOKENIZER_FILE
         self._constraints = Constraints(tokenizer_file, self.task.end_ids, session.n_vocab)
         self._busy = threading.RLock()  # one step of the engine at a time
         self.device = session.device
@@ -160,6 +166,7 @@ class ChatModel(Model):
                 self._session = None
             if self._draft is not None:
                 self._draft.close()
+            self._bundle = None
 
     def _open_session(self) -> DecoderSession:
         if self._session is None:
@@ -325,7 +332,7 @@ def _text(value: str) -> str:
 
 
 def _read_template(bundle: Bundle) -> ChatTemplate:
-    path = bundle.root / TEMPLATE_FILE
+    path = bundle.folder / TEMPLATE_FILE
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:

@@ -14,7 +14,8 @@
     |- BundleError         (5)   a bundle that cannot be trusted or read
     |  |- BundleNotFound
     |  |- BundleVersionError
-    |  `- TamperedError          a file is not the one that was packed
+    |  |- TamperedError          a file is not the one that was packed
+    |  `- UntrustedError         no signature, or none by a key that is trusted
     |- StorageError        (5)   the disk: full, read-only, no permission; a study's storage
     `- RequestRefused      (1)   a server does not answer a request; carries the HTTP status
 
@@ -124,6 +125,10 @@ class BundleVersionError(BundleError):
 
 class TamperedError(BundleError):
     """A file is missing, extra, or not the one that was packed."""
+
+
+class UntrustedError(BundleError):
+    """The bundle is not signed, or not by a key that is trusted."""
 
 
 class StorageError(EdgelmError):

@@ -8,7 +8,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from edgelm.runtime.errors import EdgelmError, StorageError
 
@@ -23,13 +25,21 @@ def cache_home() -> Path:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of the file's bytes, read in pieces."""
+    with path.open("rb", buffering=0) as stream:
+        return sha256_stream(stream)
+
+
+def sha256_stream(stream: FileIO, copy: BinaryIO | None = None) -> str:
+    """Hex digest of what is left of a file that is open; `copy` is written the same bytes."""
     digest = hashlib.sha256()
     # Pieces that take the processor some milliseconds: between them other threads get their turn
     # at Python, and this one would wait for it.
-    piece = memoryview(bytearray(min(path.stat().st_size, PIECE_BYTES) or 1))
-    with path.open("rb", buffering=0) as stream:
-        while n := stream.readinto(piece):
-            digest.update(piece[:n])
+    size = os.fstat(stream.fileno()).st_size
+    piece = memoryview(bytearray(min(size, PIECE_BYTES) or 1))
+    while n := stream.readinto(piece):
+        digest.update(piece[:n])
+        if copy is not None:
+            copy.write(piece[:n])
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from edgelm.runtime.floors import check_engine
 from edgelm.runtime.manifest import TOKENIZER_FILE, TaskKind, Variant
 from edgelm.runtime.model import Model
 from edgelm.runtime.select import best_on_gpu, select_variant
+from edgelm.runtime.trust.policy import NO_TRUST, Trust
 
 if TYPE_CHECKING:
     from edgelm.runtime.chat_model import ChatModel
@@ -28,6 +29,7 @@ def load(
     speculate: bool = False,
     draft: str | os.PathLike[str] | None = None,
     parallel: int = 1,
+    trust: Trust = NO_TRUST,
 ) -> Model:
     """Open a bundle: a `TextModel` for classification and embeddings, a `ChatModel` for generation.
 
@@ -41,14 +43,16 @@ def load(
     model; for quantized GGUF on CPUs, whose prompts are read slower then. draft: a smaller
     generation bundle of the same tokenizer, which `speculate="draft"` asks for guesses; implies
     `speculate`. parallel: sequences that a generation model's engine holds at once, for those who
-    drive it themselves; memory grows with it.
+    drive it themselves; memory grows with it. trust: which keys
+    must have signed the bundle (and the draft), as `Trust(keys=("release.pub",))`; no engine sees
+    a file before its signature and digest are good.
 
-    Raises BundleNotFound, BundleVersionError, TamperedError, BundleError, UnknownVariant,
-    MissingExtra, TargetUnavailable, UsageError.
+    Raises BundleNotFound, BundleVersionError, UntrustedError, TamperedError, BundleError,
+    UnknownVariant, MissingExtra, TargetUnavailable, UsageError.
     """
     guesses = speculate or draft is not None
     options = DecoderOptions(device, threads, context_tokens, parallel, guesses)
-    bundle = Bundle(Path(path))
+    bundle = Bundle(Path(path), trust)
 
     def why_not(candidate: Variant) -> str | None:
         bundle.start_check(candidate)  # beside loading the engine's library, and more
@@ -62,7 +66,7 @@ def load(
     if bundle.manifest.task.kind == "text-generation":
         from edgelm.runtime.chat_model import ChatModel
 
-        helper = None if draft is None else _load_draft(Path(draft), bundle, options)
+        helper = None if draft is None else _load_draft(Path(draft), bundle, options, trust)
         try:
             return ChatModel(bundle, chosen, options, helper)
         except BaseException:
@@ -89,11 +93,11 @@ def _takes_gpu(variant: Variant, bundle: Bundle, options: DecoderOptions) -> boo
     return (able.auto_gpu or options.kind != "auto") and "cuda" in has
 
 
-def _load_draft(path: Path, bundle: Bundle, options: DecoderOptions) -> ChatModel:
+def _load_draft(path: Path, bundle: Bundle, options: DecoderOptions, trust: Trust) -> ChatModel:
     """Raises UsageError unless its tokens are those of `bundle`."""
     from edgelm.runtime.chat_model import ChatModel
 
-    model = load(path, device=options.device, threads=options.threads)
+    model = load(path, device=options.device, threads=options.threads, trust=trust)
     own, others = (
         {f.sha256 for f in m.files if f.path == TOKENIZER_FILE}
         for m in (bundle.manifest, model.manifest)

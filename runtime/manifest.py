@@ -10,8 +10,9 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn
 
 from edgelm.runtime.errors import BundleError, BundleNotFound, BundleVersionError
@@ -19,10 +20,16 @@ from edgelm.runtime.schema import SchemaError, decode, encode
 
 FORMAT = 1
 FILE_NAME = "edgelm.json"
-MAX_SIZE_BYTES = 16 * 2**20
+MAX_SIZE_BYTES = 4 * 2**20
+MAX_TOKENIZER_BYTES = 128 * 2**20
 MAX_DEPTH = 32
+MAX_CONTAINERS = 200_000  # lists and mappings of one text: empty ones take 60 bytes for 2
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 TEMPLATE_FILE = "tokenizer/chat_template.jinja"  # of chat models
+# Kinds of files that a bundle may hold. None of them is run or unpickled by who reads it.
+KINDS = frozenset(".data .gguf .html .jinja .json .md .model .onnx .safetensors .txt .yaml".split())
+# a string without an end goes to the text's end, so that no place is looked at twice
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 TaskKind = Literal["text-classification", "feature-extraction", "text-generation"]
@@ -149,6 +156,12 @@ class Manifest:
     golden: tuple[GoldenText, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    def all_files(self) -> Iterator[FileEntry]:
+        """Every file but the manifest itself, and a signature."""
+        yield from self.files
+        for variant in self.variants:
+            yield from variant.files
+
     def to_json(self) -> str:
         """Canonical text: sorted keys, so equal manifests are equal bytes."""
         return json.dumps(encode(self), ensure_ascii=False, indent=1, sort_keys=True) + "\n"
@@ -171,6 +184,13 @@ def read_manifest(root: Path) -> Manifest:
         raise BundleError(f"{path}: cannot be read: {err.strerror or err}") from err
     if len(raw) > MAX_SIZE_BYTES:
         raise BundleError(f"{path}: larger than {MAX_SIZE_BYTES} bytes")
+    return parse_manifest(raw, path)
+
+
+def parse_manifest(raw: bytes, path: Path) -> Manifest:
+    """The manifest whose bytes these are; `path` is for messages.
+
+    Raises BundleVersionError, BundleError."""
     data = parse_json(raw, str(path))
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise BundleError(f"{path}: not a manifest, it states no format number")
@@ -217,17 +237,13 @@ def parse_json(raw: bytes, where: str) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    depth, in_string, escaped = 0, False, False
-    for char in text:
-        if in_string:
-            in_string = escaped or char != '"'
-            escaped = char == "\\" and not escaped
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    depth = n = 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        char = found[0]
+        if char in "[{":
+            depth, n = depth + 1, n + 1
+            if depth > MAX_DEPTH or n > MAX_CONTAINERS:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}, or over {MAX_CONTAINERS} lists")
         elif char in "]}":
             depth -= 1
 
@@ -252,9 +268,12 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise BundleError(f"{path}: task.labels: at least two are needed, each another")
     if not 0 < task.threshold < 1:
         raise BundleError(f"{path}: task.threshold: {task.threshold} is not between 0 and 1")
-    entries = [*manifest.files, *(f for v in manifest.variants for f in v.files)]
+    _check_files(manifest, path)
+
+
+def _check_files(manifest: Manifest, path: Path) -> None:
     seen: set[str] = set()
-    for entry in entries:
+    for entry in manifest.all_files():
         odd_part = any(part in ("", ".", "..") for part in entry.path.split("/"))
         if odd_part or any(c in entry.path for c in "\\:\0") or entry.path in seen:
             raise BundleError(
@@ -262,6 +281,10 @@ def _check(manifest: Manifest, path: Path) -> None:
             )
         if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
             raise BundleError(f"{path}: {entry.path}: {entry.sha256!r} is not a sha256 digest")
+        if PurePosixPath(entry.path).suffix not in KINDS:
+            raise BundleError(f"{path}: {entry.path!r}: files of this kind are not in bundles")
+        if entry.size_bytes > MAX_TOKENIZER_BYTES and entry in manifest.files:
+            raise BundleError(f"{path}: {entry.path}: {entry.size_bytes} bytes are too many")
         seen.add(entry.path)
     if TOKENIZER_FILE not in {entry.path for entry in manifest.files}:
         raise BundleError(f"{path}: files: it lists no {TOKENIZER_FILE}")

@@ -22,6 +22,7 @@ class Model(ABC):
     device: str
 
     def __init__(self, bundle: Bundle, variant: Variant) -> None:
+        self._bundle: Bundle | None = bundle  # whose files an engine may read later
         self.manifest: Manifest = bundle.manifest
         self.variant = variant
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, cast, overload
 
 from edgelm.runtime.background import Background
 from edgelm.runtime.bundle import TOKENIZER_DIR, Bundle
 from edgelm.runtime.engine import EngineOptions, Session
-from edgelm.runtime.errors import InputError, UsageError
+from edgelm.runtime.errors import EdgelmError, InputError, UsageError
 from edgelm.runtime.manifest import Variant
 from edgelm.runtime.model import Model
 from edgelm.runtime.predictions import Prediction, answers
@@ -24,13 +26,17 @@ class TextModel(Model):
 
         super().__init__(bundle, variant)
 
-        def open_() -> Session:
-            bundle.check_variant(variant)
-            return get_target(variant.target).open(bundle.root, variant, self.task, options)
+        def open_(folder: Path) -> Session:
+            return get_target(variant.target).open(folder, variant, self.task, options)
 
-        opening = Background(open_)
-        bundle.check_tokenizer()
-        tokenizer = Tokenizer(bundle.root / TOKENIZER_DIR, self.manifest.text)
+        opening = Background(bundle.open_variant, variant, open_)
+        try:
+            bundle.check_tokenizer()
+            tokenizer = Tokenizer(bundle.folder / TOKENIZER_DIR, self.manifest.text)
+        except BaseException:
+            with contextlib.suppress(EdgelmError):
+                opening.result().close()
+            raise
         session = opening.result()
         self._runner: Runner | None = Runner(tokenizer, session)
         self.device = session.device
@@ -97,6 +103,7 @@ class TextModel(Model):
         if self._runner is not None:
             self._runner.session.close()
             self._runner = None
+        self._bundle = None
 
 
 def _check_texts(texts: Sequence[object], pair: bool) -> None:

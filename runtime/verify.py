@@ -57,7 +57,8 @@ def verify_files(bundle: Bundle) -> Check:
     if extra:
         return Check("files", False, False, f"not in the manifest: {', '.join(extra[:5])}")
     n = sum(1 for _ in bundle.all_files())
-    return Check("files", True, False, f"{n} files have their packed size and sha256")
+    signed = "" if bundle.signer is None else f", signed by {bundle.signer}"
+    return Check("files", True, False, f"{n} files have their packed size and sha256{signed}")
 
 
 def verify_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> Check:
@@ -122,7 +123,8 @@ def check_decoder(bundle: Bundle, variant: Variant, session: DecoderSession) -> 
     if not manifest.golden or len(variant.golden) != len(manifest.golden):
         return _no_golden(variant)
     texts = [g.text for g in manifest.golden]
-    rows = prompt_ids(bundle.root / TOKENIZER_DIR, texts, manifest.task, manifest.text)
+    bundle.check_tokenizer()
+    rows = prompt_ids(bundle.folder / TOKENIZER_DIR, texts, manifest.task, manifest.text)
     found = golden_rows(session, [ids[: session.context_tokens] for ids in rows])
     expected = np.array(variant.golden)
     if found.shape != expected.shape:

@@ -11,6 +11,7 @@ import click
 
 from edgelm.compiler.options import Leaf, choices, leaves, scalar
 from edgelm.compiler.recipe import Recipe, load_recipe
+from edgelm.runtime.commands.key_flags import passphrase, passphrase_flags
 from edgelm.runtime.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,11 +51,21 @@ def _option(leaf: Leaf) -> Callable[[F], F]:
 @click.argument("model_or_recipe")
 @recipe_options
 @click.option("--no-train", is_flag=True, help="Compile the model as it is.")
+@click.option("--sign-key", type=click.Path(path_type=Path), help="Sign with this private key.")
+@passphrase_flags("sign-")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.option("--log-json", is_flag=True, help="Progress as JSON lines on stderr.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def command(
-    model_or_recipe: str, no_train: bool, as_json: bool, log_json: bool, quiet: bool, **flags: Any
+    model_or_recipe: str,
+    no_train: bool,
+    sign_key: Path | None,
+    sign_passphrase_file: Path | None,
+    sign_passphrase_env: str | None,
+    as_json: bool,
+    log_json: bool,
+    quiet: bool,
+    **flags: Any,
 ) -> None:
     """Compile MODEL_OR_RECIPE into a verified bundle.
 
@@ -65,7 +76,12 @@ def command(
 
     recipe = recipe_from(model_or_recipe, flags, no_train)
     progress = Progress("json" if log_json else "quiet" if quiet else "auto")
-    result = compile(recipe, progress)
+    sign = None
+    if sign_key is not None:
+        from edgelm.runtime.trust.keys import load_signing_key
+
+        sign = load_signing_key(sign_key, passphrase(sign_passphrase_file, sign_passphrase_env))
+    result = compile(recipe, progress, sign)
     if as_json:
         click.echo(json.dumps(json.loads(result.manifest.to_json()), ensure_ascii=False))
         return

@@ -21,6 +21,8 @@ from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.errors import StorageError
 from edgelm.runtime.files import replace_tree, storage_errors
 from edgelm.runtime.manifest import FILE_NAME, Manifest
+from edgelm.runtime.trust.keys import SigningKey
+from edgelm.runtime.trust.sign import sign_bundle
 
 SUFFIX = ".edgelm"
 
@@ -30,8 +32,9 @@ class Pack(Pass):
 
     name = "pack"
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, sign: SigningKey | None = None) -> None:
         self.output = output
+        self.sign = sign
         self.manifest: Manifest | None = None
 
     def inputs(self, context: Context) -> None:
@@ -61,6 +64,8 @@ class Pack(Pass):
                 self.manifest = write_bundle(context, manifest, staged, extra)
                 bundle = Bundle(staged)  # what was written is read back and checked
                 bundle.check(bundle.all_files())
+                if self.sign is not None:
+                    sign_bundle(staged, self.sign)
                 replace_tree(staged, self.output)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)

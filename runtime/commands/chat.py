@@ -12,10 +12,12 @@ import click
 
 from edgelm.runtime.commands.device_flag import device_option
 from edgelm.runtime.commands.generate_flags import generate_flags, given, speculates
+from edgelm.runtime.commands.trust_flags import trust_flags
 from edgelm.runtime.engine import Device
 
 if TYPE_CHECKING:
     from edgelm.runtime.model import Model
+    from edgelm.runtime.trust.policy import Trust
 
 FENCE = '"""'
 HELP = """\
@@ -33,6 +35,7 @@ A line that ends in a backslash goes on in the next; lines between \"\"\" are on
 @click.option("--draft", type=click.Path(path_type=Path), help="A smaller bundle, for guesses.")
 @click.option("--context-tokens", type=int, help="Length of the context; the bundle's own.")
 @click.option("--system", help="The system message.")
+@trust_flags
 @generate_flags("logprobs")
 def command(
     bundle: Path,
@@ -42,6 +45,7 @@ def command(
     draft: Path | None,
     context_tokens: int | None,
     system: str | None,
+    trust: Trust,
     **flags: Any,
 ) -> None:
     """Talk with BUNDLE in the terminal. /help lists what can be typed."""
@@ -58,6 +62,7 @@ def command(
         context_tokens=context_tokens,
         speculate=speculates(flags),
         draft=draft,
+        trust=trust,
     ) as model:
         if not isinstance(model, ChatModel) or not model.task.chat:
             raise UsageError(f"{bundle}: it is no chat model (task {model.task.kind})")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgelm.runtime.commands.device_flag import device_option
+from edgelm.runtime.commands.trust_flags import trust_flags
 from edgelm.runtime.engine import Device
+
+if TYPE_CHECKING:
+    from edgelm.runtime.trust.policy import Trust
 
 
 @click.command(name="eval")
@@ -23,6 +28,7 @@ from edgelm.runtime.engine import Device
 @click.option("--label-column", help="Column of the label.")
 @click.option("--label-separator", default=";", show_default=True, help="Between labels of a csv.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@trust_flags
 def command(
     bundle: Path,
     data: Path,
@@ -34,6 +40,7 @@ def command(
     label_column: str | None,
     label_separator: str,
     as_json: bool,
+    trust: Trust,
 ) -> None:
     """Score BUNDLE's variants on labelled data."""
     from edgelm.runtime.errors import UsageError
@@ -53,7 +60,7 @@ def command(
             click.echo(f"{v.name}: skipped: {reason}", err=True)
     results: list[Evaluation] = []
     for name in names:
-        with load(bundle, variant=name, device=device, threads=threads) as model:
+        with load(bundle, variant=name, device=device, threads=threads, trust=trust) as model:
             if not isinstance(model, TextModel):
                 raise UsageError(
                     f"{bundle}: its task is {model.task.kind}, which eval cannot score",

@@ -14,12 +14,14 @@ import click
 
 from edgelm.runtime.commands.device_flag import device_option
 from edgelm.runtime.commands.generate_flags import generate_flags, given, speculates
+from edgelm.runtime.commands.trust_flags import trust_flags
 from edgelm.runtime.engine import Device
 
 if TYPE_CHECKING:
     from edgelm.runtime.chat_model import ChatModel
     from edgelm.runtime.streams import Row
     from edgelm.runtime.text_model import TextModel
+    from edgelm.runtime.trust.policy import Trust
 
 PROMPTS_AT_ONCE = 32
 
@@ -43,6 +45,7 @@ PROMPTS_AT_ONCE = 32
 @click.option("--pair-column", help="Column of the second text in the file.")
 @click.option("--raw", is_flag=True, help="Generation: continue the text as it stands.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@trust_flags
 @generate_flags("on_long")
 def command(
     bundle: Path,
@@ -58,6 +61,7 @@ def command(
     pair_column: str | None,
     raw: bool,
     quiet: bool,
+    trust: Trust,
     **flags: Any,
 ) -> None:
     """Answer TEXTS, a file, or the lines of stdin, as JSON lines in the same order.
@@ -80,6 +84,7 @@ def command(
         threads=threads,
         speculate=speculates(flags),
         draft=draft,
+        trust=trust,
     ) as model:
         numbered, quiet = not texts, quiet or bool(texts)
         if isinstance(model, ChatModel):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgelm.runtime.commands.device_flag import device_option
+from edgelm.runtime.commands.trust_flags import trust_flags
 from edgelm.runtime.engine import Device
+
+if TYPE_CHECKING:
+    from edgelm.runtime.trust.policy import Trust
 
 
 @click.command(name="verify")
@@ -18,10 +23,19 @@ from edgelm.runtime.engine import Device
 @device_option()
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@trust_flags
 def command(
-    bundle: Path, variant: str | None, device: Device, threads: int | None, as_json: bool
+    bundle: Path,
+    variant: str | None,
+    device: Device,
+    threads: int | None,
+    as_json: bool,
+    trust: Trust,
 ) -> None:
-    """Check BUNDLE's files, and re-run its golden answers on this device."""
+    """Check BUNDLE's files, and re-run its golden answers on this device.
+
+    With --key it must be signed by that key, before anything of it is read.
+    """
     from edgelm.runtime.bundle import Bundle
     from edgelm.runtime.engine import EngineOptions
     from edgelm.runtime.errors import (
@@ -32,7 +46,7 @@ def command(
     )
     from edgelm.runtime.verify import verify_files, verify_variant
 
-    opened = Bundle(bundle)
+    opened = Bundle(bundle, trust)
     checks, options = [verify_files(opened)], EngineOptions(device, threads)
     if checks[0].ok:
         chosen = [v for v in opened.manifest.variants if variant in (None, v.name, v.target)]

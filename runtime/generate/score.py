@@ -81,4 +81,7 @@ def open_decoder(bundle: Bundle, variant: Variant, options: DecoderOptions) -> D
 
     check_engine(variant)
     target = get_target(variant.target)
-    return target.open_decoder(bundle.root, variant, bundle.manifest.text, options)
+    text = bundle.manifest.text
+    return bundle.open_variant(
+        variant, lambda folder: target.open_decoder(folder, variant, text, options)
+    )

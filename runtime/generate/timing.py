@@ -36,8 +36,7 @@ def measure_decoder(
     kind = bundle.manifest.task.kind
     variant = select_variant(bundle.manifest, name, lambda v: unavailable(v.target, kind, device))
     bundle.check_tokenizer()
-    bundle.check_variant(variant)
-    tokenizer, manifest = bundle.root / TOKENIZER_DIR, bundle.manifest
+    tokenizer, manifest = bundle.folder / TOKENIZER_DIR, bundle.manifest
     rows = prompt_ids(tokenizer, texts, manifest.task, manifest.text)
     rows = [ids for ids in rows if ids]
     if not rows:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TamperedError,
         TargetUnavailable,
         UnknownVariant,
+        UntrustedError,
         UsageError,
         VerificationError,
     )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from edgelm.runtime.model import Model
     from edgelm.runtime.predictions import Classification, Embedding, Generation, LabelSet, Piece
     from edgelm.runtime.text_model import TextModel
+    from edgelm.runtime.trust.policy import Trust
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,7 @@ _HOMES = {
     "load": "edgelm.runtime.load",
     "Model": "edgelm.runtime.model",
     "TextModel": "edgelm.runtime.text_model",
+    "Trust": "edgelm.runtime.trust.policy",
     "ChatModel": "edgelm.runtime.chat_model",
     "Classification": "edgelm.runtime.predictions",
     "LabelSet": "edgelm.runtime.predictions",
@@ -73,7 +76,9 @@ __all__ = [
     "TamperedError",
     "TargetUnavailable",
     "TextModel",
+    "Trust",
     "UnknownVariant",
+    "UntrustedError",
     "UsageError",
     "VerificationError",
     "__version__",

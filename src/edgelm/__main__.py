@@ -22,6 +22,8 @@ COMMANDS = {
     "chat": "edgelm.runtime.commands.chat",
     "eval": "edgelm.runtime.commands.eval",
     "verify": "edgelm.runtime.commands.verify",
+    "keygen": "edgelm.runtime.commands.keygen",
+    "sign": "edgelm.runtime.commands.sign",
     "bench": "edgelm.runtime.commands.bench",
     "profile": "edgelm.runtime.commands.profile",
     "serve": "edgelm.runtime.commands.serve",

@@ -88,9 +88,9 @@ def test_a_link_to_a_folder_is_an_extra_file(copy: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> str:
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(*_: object) -> str:
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("edgelm.runtime.bundle.sha256_file", refuse)
+    monkeypatch.setattr("edgelm.runtime.bundle.sha256_stream", refuse)
     with pytest.raises(edgelm.BundleError, match="cannot be read: Permission denied"):
         edgelm.load(copy, variant="onnx-fp32")
