@@ -43,9 +43,9 @@ def load(
     model; for quantized GGUF on CPUs, whose prompts are read slower then. draft: a smaller
     generation bundle of the same tokenizer, which `speculate="draft"` asks for guesses; implies
     `speculate`. parallel: sequences that a generation model's engine holds at once, for those who
-    drive it themselves; memory grows with it. trust: which keys
-    must have signed the bundle (and the draft), as `Trust(keys=("release.pub",))`; no engine sees
-    a file before its signature and digest are good.
+    drive it themselves; memory grows with it. trust: which keys must have signed the bundle (and
+    the draft), as `Trust(keys=("release.pub",))`; no engine sees a file before its signature and
+    digest are good.
 
     Raises BundleNotFound, BundleVersionError, UntrustedError, TamperedError, BundleError,
     UnknownVariant, MissingExtra, TargetUnavailable, UsageError.

@@ -53,7 +53,9 @@ class Tokenizer:
 
         try:
             self._backend = Backend.from_file(str(folder / FILE_NAME))
-        except Exception as err:
+        except BaseException as err:
+            if isinstance(err, (KeyboardInterrupt, SystemExit)):
+                raise
             raise BundleError(f"{folder / FILE_NAME}: not a tokenizer: {err}") from err
         self._backend.no_padding()
         if truncates:

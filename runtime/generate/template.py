@@ -9,8 +9,10 @@ output and loops.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -18,6 +20,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgelm.runtime.errors import BundleError, InputError
@@ -25,6 +28,9 @@ from edgelm.runtime.errors import BundleError, InputError
 MAX_TEMPLATE_CHARS = 256 * 1024
 MAX_RANGE = 100_000  # steps of all `range` loops of one rendering together
 MAX_GROWTH, MAX_ADDED_CHARS = 4, 65_536  # the output is at most 4 x the messages, and this much
+MAX_MADE = 1_000_000  # characters or items that a product, a width or a power may make
+_WIDE = re.compile(r"\*|\d{5,}")  # of a format's width or precision
+_PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 
 Message = Mapping[str, Any]
 
@@ -113,13 +119,71 @@ class _GenerationMark(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
+    """No single step makes more than MAX_MADE of anything: what is made is only then counted."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        sizes = [
+            value if isinstance(value, int) else len(value)
+            for value in (left, right)
+            if isinstance(value, (int, str, list, tuple, bytes))
+        ]
+        if operator == "**" and (len(sizes) < 2 or max(map(abs, sizes)) > 1024):
+            raise SecurityError("a power of large numbers")
+        if operator == "*" and len(sizes) == 2 and abs(sizes[0] * sizes[1]) > MAX_MADE:
+            raise SecurityError(f"a product of more than {MAX_MADE}")
+        if operator == "%" and isinstance(left, str) and _WIDE.search(left):
+            raise SecurityError("a format of a large width")
+        return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        found = super().wrap_str_format(value)
+        if found is not None and _WIDE.search(value.__self__):
+            raise SecurityError("a format of a large width")
+        return found
+
+    def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        of = getattr(__obj, "__self__", None)
+        if isinstance(of, str):
+            name = getattr(__obj, "__name__", "")
+            padding = [*args, *kwargs.values()] if name in _PADDING else []
+            if any(isinstance(n, int) and n > MAX_MADE for n in padding):
+                raise SecurityError("a text of a large width")
+            if name in ("replace", "join") and _made(of, args) > MAX_MADE:
+                raise SecurityError(f"a text of more than {MAX_MADE} characters")
+        return super().call(__context, __obj, *args, **kwargs)
+
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMark, loopcontrols]
         )
         self.filters["tojson"] = _to_json
+        for name in ("center", "format", "indent", "wordwrap"):
+            self.filters[name] = _bounded(self.filters[name])
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = _strftime_now
+
+
+def _made(text: str, args: Sequence[Any]) -> int:
+    """The most characters that `replace`, or `join`, can make."""
+    if len(args) >= 2:
+        return (text.count(str(args[0])) or 0) * len(str(args[1])) + len(text)
+    return sum(len(str(part)) + len(text) for part in args[0]) if args else 0
+
+
+def _bounded(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose numbers, and widths within texts, are not large."""
+
+    @functools.wraps(filter_)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        numbers = [n for n in (*args, *kwargs.values()) if isinstance(n, int)]
+        is_format = filter_.__name__ == "do_format" and _WIDE.search(str(args[0]))
+        if is_format or any(n > MAX_MADE for n in numbers):
+            raise SecurityError("a text of a large width")
+        return filter_(*args, **kwargs)
+
+    return bounded
 
 
 def _to_json(

@@ -8,6 +8,7 @@ in plain Python: a bad file raises BundleError. What its keys may say is in fact
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ MAX_TENSORS = 65_536
 MAX_STRINGS = 4_000_000  # in one array
 MAX_NAME = 63  # bytes of a tensor's name, llama.cpp's limit
 MAX_DIMS = 4
+MAX_KEY_BYTES = 65_535
+MAX_TEXT_BYTES = 64 * 2**20  # of one value
+MAX_TEMPLATE_BYTES = 256 * 2**10
 
 # ggml type -> (values in a block, bytes of a block)
 BLOCKS: dict[int, tuple[int, int]] = {
@@ -73,6 +77,11 @@ KEYS_START = 24
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_TYPES = {SPLIT_NO: 2, SPLIT_COUNT: 2, SPLIT_TENSORS: 5}
 _TOKENS = "tokenizer.ggml.tokens"
+_ALIGNMENT = "general.alignment"
+_TEMPLATE = "tokenizer.chat_template"
+_OF_EACH_TOKEN = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+_BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
+_UINT32 = 4
 
 
 @dataclass(frozen=True)
@@ -144,8 +153,11 @@ class _Cursor:
         self.at += n
         return value
 
-    def string(self) -> str:
-        raw = self.bytes(self.scalar("Q"))
+    def string(self, max_bytes: int = MAX_TEXT_BYTES) -> str:
+        n = self.scalar("Q")
+        if n > max_bytes:
+            raise _Bad(f"a text of {n} bytes, at most {max_bytes} are read")
+        raw = self.bytes(n)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as err:
@@ -186,6 +198,11 @@ def _check_tokens(data: mmap.mmap, at: int, ends: list[int]) -> None:
         seen = {token.partition(b"\0")[0] for token in seen}
     if len(seen) != len(ends) or b"" in seen:
         raise _Bad("a token is empty or stands twice in the vocabulary")
+    # llama.cpp takes a token of six characters that begins so for a byte, and its digits for one
+    bytes_ = (t for t in seen if len(t) == 6 and t[:3] == b"<0x" and t[-1:] == b">")
+    odd = [t for t in bytes_ if not _BYTE_TOKEN.fullmatch(t)]
+    if odd:
+        raise _Bad(f"the token {odd[0][:40]!r} looks like a byte and is none")
 
 
 def aligned(n: int, alignment: int) -> int:
@@ -206,10 +223,14 @@ def _read(cursor: _Cursor, path: Path) -> Header:
         )
     keys: dict[str, Any] = {}
     for _ in range(n_keys):
-        name = cursor.string()
+        name = cursor.string(MAX_KEY_BYTES)
         if not name or name in keys:
-            raise _Bad(f"the key {name!r} is empty or stands twice")
+            raise _Bad(f"the key {name[:80]!r} is empty or stands twice")
         keys[name] = _value(cursor, name)
+    n_tokens = keys.get(_TOKENS)
+    for name in _OF_EACH_TOKEN:
+        if n_tokens is not None and keys.get(name, n_tokens) != n_tokens:
+            raise _Bad(f"{name} does not list every token")
     keys_end, alignment = cursor.at, _alignment(keys)
     tensors = _tensors(cursor, n_tensors, alignment, path)
     return Header(keys, tensors, keys_end, alignment)
@@ -219,8 +240,10 @@ def _value(cursor: _Cursor, name: str) -> Any:
     kind = cursor.scalar("I")
     if kind != SPLIT_TYPES.get(name, kind):
         raise _Bad(f"{name} is of the type {kind}")
+    if name == _ALIGNMENT and kind != _UINT32:
+        raise _Bad(f"{name} is of the type {kind}")
     if kind == _STRING:
-        return cursor.string()
+        return cursor.string(MAX_TEMPLATE_BYTES if name == _TEMPLATE else MAX_TEXT_BYTES)
     if kind == _ARRAY:
         kind, n = cursor.scalar("I"), cursor.scalar("Q")
         if kind == _STRING:
@@ -236,7 +259,7 @@ def _value(cursor: _Cursor, name: str) -> Any:
 
 
 def _alignment(keys: dict[str, Any]) -> int:
-    value = keys.get("general.alignment", 32)
+    value = keys.get(_ALIGNMENT, 32)
     if not isinstance(value, int) or not 8 <= value <= 65_536 or value & (value - 1):
         raise _Bad(f"general.alignment is {value!r}, not a power of two from 8 to 65536")
     return value
@@ -245,10 +268,10 @@ def _alignment(keys: dict[str, Any]) -> int:
 def _tensors(cursor: _Cursor, n: int, alignment: int, path: Path) -> dict[str, TensorInfo]:
     found: list[tuple[str, int, tuple[int, ...], int, int]] = []
     for _ in range(n):
-        name = cursor.string()
+        name = cursor.string(MAX_NAME)
         n_dims = cursor.scalar("I")
-        if not name or len(name.encode()) > MAX_NAME or not 1 <= n_dims <= MAX_DIMS:
-            raise _Bad(f"tensor {name[:MAX_NAME]!r}: a bad name, or {n_dims} dimensions")
+        if not name or not 1 <= n_dims <= MAX_DIMS:
+            raise _Bad(f"tensor {name!r}: a bad name, or {n_dims} dimensions")
         dims = [cursor.scalar("Q") for _ in range(n_dims)]
         kind, offset = cursor.scalar("I"), cursor.scalar("Q")
         found.append(

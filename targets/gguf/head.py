@@ -21,6 +21,7 @@ from edgelm.runtime.manifest import parse_json
 
 Array = NDArray[np.float32]
 _MAX_HEADER_BYTES = 2**16
+_MAX_BYTES = 2**26
 _erf = np.vectorize(math.erf, otypes=[np.float32])  # numpy has none; a head sees B x H values
 
 
@@ -100,15 +101,19 @@ class Head:
 def load_head(path: Path, n_embd: int) -> Head:
     """Read a head over vectors of H = `n_embd`. Raises BundleError."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            raw = stream.read(_MAX_BYTES + 1)
     except OSError as err:
         raise BundleError(f"{path}: cannot be read: {err}") from err
+    if len(raw) > _MAX_BYTES:
+        raise BundleError(f"{path}: larger than {_MAX_BYTES} bytes")
     (n,) = struct.unpack("<Q", raw[:8]) if len(raw) >= 8 else (0,)
     if not 2 <= n <= min(_MAX_HEADER_BYTES, len(raw) - 8):
         raise BundleError(f"{path}: not a head file")
     header, body = parse_json(raw[8 : 8 + n], str(path)), raw[8 + n :]
     try:
         meta = header.pop("__metadata__")
+        _check_offsets([entry["data_offsets"] for entry in header.values()], len(body))
         arrays = {name: _array(entry, body) for name, entry in header.items()}
         head = Head(
             arrays["dense.weight"],
@@ -125,11 +130,25 @@ def load_head(path: Path, n_embd: int) -> Head:
     return head
 
 
+def _check_offsets(offsets: list[Any], n_bytes: int) -> None:
+    """The tensors lie one behind the other, and fill the file."""
+    if any(type(at) is not int for pair in offsets for at in pair):
+        raise ValueError("an offset that is not a whole number")
+    at = 0
+    for begin, end in sorted(offsets):
+        if begin != at or end < begin:
+            raise ValueError("tensors with a gap between them, or in each other's place")
+        at = end
+    if at != n_bytes:
+        raise ValueError("bytes behind the last tensor, or a tensor outside the file")
+
+
 def _array(entry: Any, body: bytes) -> Array:
     begin, end = entry["data_offsets"]
-    if entry["dtype"] != "F32" or not 0 <= begin <= end <= len(body):
-        raise ValueError("a tensor that is not float32 or lies outside the file")
-    return np.frombuffer(body[begin:end], dtype="<f4").reshape(entry["shape"]).astype(np.float32)
+    shape = entry["shape"]
+    if entry["dtype"] != "F32" or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError("a tensor that is not float32, or of an odd shape")
+    return np.frombuffer(body[begin:end], dtype="<f4").reshape(shape).astype(np.float32)
 
 
 def _check(head: Head, H: int, path: Path) -> None:
@@ -141,5 +160,5 @@ def _check(head: Head, H: int, path: Path) -> None:
         and head.out_weight.shape[1] == H
         and head.out_bias.shape == head.out_weight.shape[:1]
     )
-    if not fits or head.activation not in ACTIVATIONS:
+    if not fits or str(head.activation) not in ACTIVATIONS:
         raise BundleError(f"{path}: its shapes or its activation do not fit the model")

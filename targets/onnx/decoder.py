@@ -24,6 +24,7 @@ from edgelm.runtime.cores import usable_cores
 from edgelm.runtime.engine import GPU_DEVICES, Chunk, DecoderOptions
 from edgelm.runtime.errors import BundleError, InputError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import TextLimits, Variant
+from edgelm.targets.onnx.check import check_model
 from edgelm.targets.onnx.engine import ORT_ERRORS, first_line, model_path
 from edgelm.targets.onnx.genai_config import FILE_NAME, LOGITS_FROM, DecoderShape, read_shape
 from edgelm.targets.onnx.providers import CPU
@@ -66,6 +67,7 @@ class OnnxDecoder:
                 "ONNX decoders run on CPUs only", hint="use a gguf variant on the GPU"
             )
         self._path = path = folder / model_path(variant)
+        check_model(folder, model_path(variant), variant)
         self._shape = shape = read_shape(path.parent / FILE_NAME, path.name)
         self.n_vocab = shape.n_vocab
         session = _open(path, options.threads or usable_cores())

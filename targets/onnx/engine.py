@@ -21,6 +21,7 @@ from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
 from edgelm.runtime.errors import BundleError, TargetUnavailable, UsageError
 from edgelm.runtime.manifest import Task, Variant
 from edgelm.targets.onnx.binding import BoundBuffers
+from edgelm.targets.onnx.check import check_model
 from edgelm.targets.onnx.feeds import feeds
 from edgelm.targets.onnx.providers import (
     INSTALL,
@@ -77,6 +78,7 @@ class OnnxSession:
     """
 
     def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
+        check_model(folder, model_path(variant), variant)
         self._path = folder / model_path(variant)
         self._lock = threading.Lock()
         self._wide: ort.InferenceSession | None = None
