@@ -81,6 +81,8 @@ def _no_calibration(precision: str) -> RecipeError:
 class Lower(Pass):
     """Sets context.variants[name]; the files lie in variants/<name>/ below the stage."""
 
+    version = 2  # since fp16 of encoders is a graph of half floats
+
     def __init__(self, spec: str) -> None:
         self.spec = spec
         self.target, self.precision = split_target(spec)
