@@ -25,6 +25,8 @@ class Served:
 
     def __init__(self, arguments: Sequence[object], env: dict[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "edgelm", "serve", *map(str, arguments), "--port", "0"]
+        if "--trust-key" not in arguments:
+            command += ["--trust", "none"]
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )

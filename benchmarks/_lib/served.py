@@ -68,6 +68,7 @@ def running(state: Path, bundle: Path, threads: int, **keys: Any) -> Iterator[tu
     model = {"path": str(bundle), "variant": VARIANT, "threads": threads}
     file.write_text(json.dumps({"models": [model], "log_requests": False, **keys}))
     command = [sys.executable, "-m", "edgelm", "serve", "--config", str(file), "--no-auth"]
+    command += ["--trust", "none"]
     with log.open("w", encoding="utf-8") as said:
         process = subprocess.Popen(
             [*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment(threads)

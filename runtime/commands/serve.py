@@ -9,6 +9,7 @@ import click
 
 from edgelm.runtime.commands.device_flag import device_option
 from edgelm.runtime.engine import Device
+from edgelm.runtime.trust.policy import POLICIES
 
 _PATH = click.Path(path_type=Path)
 
@@ -18,6 +19,18 @@ _PATH = click.Path(path_type=Path)
 @click.option("--config", "file", type=_PATH, help="serve.yaml; flags stand over it.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="0 takes a free one.  [default: 8080]")
+@click.option(
+    "--trust-key",
+    "trust_keys",
+    multiple=True,
+    type=_PATH,
+    help="A public key or root certificate that must have signed the bundles; may be repeated.",
+)
+@click.option(
+    "--trust",
+    type=click.Choice(POLICIES),
+    help="none: serve bundles without a signature; warn: say so.  [default: required]",
+)
 @click.option("--keys", type=_PATH, help="File of API keys, made by `edgelm keys`.")
 @click.option("--no-auth", is_flag=True, default=None, help="Answer everyone; on loopback only.")
 @click.option("--tls-cert", type=_PATH, help="Certificate chain, PEM.")
@@ -39,13 +52,15 @@ def command(
     threads: int | None,
     context_tokens: int | None,
     sequences: int,
+    trust_keys: tuple[Path, ...],
     **flags: Any,
 ) -> None:
     """Serve BUNDLES over HTTP until a signal ends it.
 
     Speaks OpenAI's API (chat, completions, embeddings), /v1/classify and the Open Inference
-    Protocol v2; docs/serve.md has them all. Every request needs an API key, unless --no-auth is
-    given. SIGHUP serves what then stands at the bundles' paths, SIGTERM drains.
+    Protocol v2; docs/serve.md has them all. Bundles must be signed by a --trust-key, unless --trust
+    none is given, and every request needs an API key, unless --no-auth is. SIGHUP serves what then
+    stands at the bundles' paths, SIGTERM drains.
     """
     from edgelm.runtime.errors import MissingExtra
     from edgelm.runtime.serve.config import ModelConfig, read_config
@@ -61,5 +76,6 @@ def command(
         ModelConfig(str(path), None, variant, device, threads, context_tokens, sequences)
         for path in bundles
     )
-    given = {n: str(v) if isinstance(v, Path) else v for n, v in flags.items()}
-    serve(read_config(file, {**given, "models": models or None}))
+    given: dict[str, Any] = {n: str(v) if isinstance(v, Path) else v for n, v in flags.items()}
+    given |= {"models": models or None, "trust_keys": tuple(map(str, trust_keys)) or None}
+    serve(read_config(file, given))

@@ -10,6 +10,7 @@ from typing import Any
 from edgelm.runtime.engine import Device
 from edgelm.runtime.errors import MissingExtra, UsageError
 from edgelm.runtime.schema import SchemaError, decode
+from edgelm.runtime.trust.policy import Policy, Trust
 
 MAX_CONFIG_BYTES = 2**20
 
@@ -32,6 +33,8 @@ class ServeConfig:
     """The whole of serve.yaml."""
 
     models: tuple[ModelConfig, ...] = ()
+    trust: Policy = "required"  # of the bundles' signatures
+    trust_keys: tuple[str, ...] = ()  # public keys or root certificates that sign them
     host: str = "127.0.0.1"
     port: int = 8080
     keys: str | None = None  # file of API keys
@@ -69,6 +72,15 @@ class ServeConfig:
         for model in self.models:
             if model.sequences < 1:
                 raise UsageError(f"sequences: {model.sequences!r} must be at least 1")
+
+    def trusted(self) -> Trust:
+        """Whose bundles are served. Raises UsageError where nobody is trusted."""
+        if self.trust == "required" and not self.trust_keys:
+            raise UsageError(
+                "trust: no key is named whose bundles may be served",
+                hint="give --trust-key FILE; --trust none serves bundles without a signature",
+            )
+        return Trust(self.trust_keys, self.trust)
 
     def check_access(self) -> None:
         """Raise UsageError unless keys are asked for, or are left out on loopback explicitly."""

@@ -17,14 +17,16 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from edgelm.runtime.bundle import Bundle
 from edgelm.runtime.errors import EdgelmError, UsageError
-from edgelm.runtime.manifest import FILE_NAME, Manifest, read_manifest
+from edgelm.runtime.manifest import FILE_NAME, Manifest
 from edgelm.runtime.serve import log, refusals
 from edgelm.runtime.serve.config import ModelConfig, ServeConfig
 from edgelm.runtime.serve.figures import Figures
 from edgelm.runtime.serve.frames import Header
 from edgelm.runtime.serve.process import WorkerProcess
 from edgelm.runtime.serve.waiting import FairQueue, Waiting
+from edgelm.runtime.trust.policy import Trust
 
 BACKOFF_S = (0.1, 0.5, 1, 2, 5, 10, 30)  # before each start of those that fail in a row
 STEADY_S = 60.0  # a worker that lived so long starts the row anew
@@ -52,10 +54,12 @@ R = TypeVar("R", bound=Request)
 
 
 class Version:
-    """What is served: the manifest as it was read when its worker was started."""
+    """What is served: the manifest as it was when its worker was started, and who signed it."""
 
-    def __init__(self, path: Path) -> None:
-        self.manifest: Manifest = read_manifest(path)
+    def __init__(self, path: Path, trust: Trust) -> None:
+        bundle = Bundle(path, trust)
+        self.manifest: Manifest = bundle.manifest
+        self.signer = bundle.signer
         self.digest = hashlib.sha256((path / FILE_NAME).read_bytes()).hexdigest()
 
 
@@ -220,11 +224,12 @@ class Lane(ABC, Generic[R]):
 
     async def _load(self) -> tuple[Version, WorkerProcess]:
         """The bundle that stands at the path now, in a worker that passed its golden answers."""
-        version = Version(Path(self.config.path))
+        trust = self._serve.trusted()
+        version = Version(Path(self.config.path), trust)
         old, new = self.manifest.task.kind, version.manifest.task.kind
         if old != new:
             raise UsageError(f"{self.config.path}: its task is {new} now, {old} is served")
-        worker = WorkerProcess(self.config, self.on_message, self._on_end)
+        worker = WorkerProcess(self.config, trust, self.on_message, self._on_end)
         await worker.start()
         return version, worker
 
@@ -266,6 +271,7 @@ class Lane(ABC, Generic[R]):
             "release": manifest.release,
             "task": manifest.task.kind,
             "digest": f"sha256:{self.version.digest}",
+            "signer": self.version.signer,
             "ready": self.is_ready,
             "failure": self.failure,
             "restarts": self.n_restarts,

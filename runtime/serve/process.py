@@ -14,6 +14,7 @@ from typing import Any
 from edgelm.runtime.errors import BundleError, EdgelmError, TargetUnavailable
 from edgelm.runtime.serve.config import ModelConfig
 from edgelm.runtime.serve.frames import Header, pack, read_frame_async
+from edgelm.runtime.trust.policy import Trust
 
 STOP_S = 5.0  # a worker has to end after its stdin did
 
@@ -24,8 +25,10 @@ OnEnd = Callable[["WorkerProcess"], None]
 class WorkerProcess:
     """One process with one loaded bundle. `start` it, then `send`; answers come to `on_message`."""
 
-    def __init__(self, config: ModelConfig, on_message: OnMessage, on_end: OnEnd) -> None:
-        self._config = config
+    def __init__(
+        self, config: ModelConfig, trust: Trust, on_message: OnMessage, on_end: OnEnd
+    ) -> None:
+        self._config, self._trust = config, trust
         self._on_message, self._on_end = on_message, on_end
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -43,7 +46,7 @@ class WorkerProcess:
         command = [sys.executable, "-m", "edgelm.runtime.serve.worker"]
         self._process = await asyncio.create_subprocess_exec(
             *command,
-            json.dumps(asdict(self._config)),
+            json.dumps({**asdict(self._config), "trust": asdict(self._trust)}),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,

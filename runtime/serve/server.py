@@ -53,8 +53,9 @@ def serve(config: ServeConfig) -> None:
 
 def _lanes(config: ServeConfig, figures: Figures) -> dict[str, Lane[Any]]:
     lanes: dict[str, Lane[Any]] = {}
+    trust = config.trusted()
     for model in config.models:
-        version = Version(Path(model.path))
+        version = Version(Path(model.path), trust)
         name = model.name or version.manifest.name
         if name in lanes:
             raise UsageError(

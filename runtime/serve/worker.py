@@ -23,6 +23,7 @@ from edgelm.runtime.serve.chats import serve_chats
 from edgelm.runtime.serve.frames import Channel, Header, error_header
 from edgelm.runtime.serve.texts import serve_texts
 from edgelm.runtime.text_model import TextModel
+from edgelm.runtime.trust.policy import Trust
 from edgelm.runtime.verify import check_loaded
 
 
@@ -37,8 +38,9 @@ def main() -> NoReturn:
     channel = Channel(asked, said)
     given = json.loads(sys.argv[1])
     try:
-        bundle = Bundle(Path(given["path"]))
-        model = _load(bundle, given)
+        trust = Trust(tuple(given["trust"]["keys"]), given["trust"]["policy"])
+        bundle = Bundle(Path(given["path"]), trust)
+        model = _load(bundle, given, trust)
         check = check_loaded(bundle, model)
         if not check.ok:
             raise VerificationError(f"{given['path']}: {check.name}: {check.detail}")
@@ -58,11 +60,11 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _load(bundle: Bundle, given: dict[str, Any]) -> Model:
+def _load(bundle: Bundle, given: dict[str, Any], trust: Trust) -> Model:
     options = {name: given[name] for name in ("variant", "device", "threads")}
     if bundle.manifest.task.kind == "text-generation":
         options |= {"context_tokens": given["context_tokens"], "parallel": given["sequences"]}
-    return load(bundle.root, **options)
+    return load(bundle.root, **options, trust=trust)
 
 
 def _facts(model: Model) -> Header:

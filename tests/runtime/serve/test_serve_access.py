@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,13 @@ import openai
 import pytest
 from serving import Served, client_of, serving
 
+from edgelm.runtime.bundle import Bundle
+from edgelm.runtime.errors import UntrustedError
 from edgelm.runtime.serve.keys import add_key
 from edgelm.runtime.serve.routes import table
+from edgelm.runtime.trust.keys import load_signing_key, make_key
+from edgelm.runtime.trust.policy import Trust
+from edgelm.runtime.trust.sign import sign_bundle
 
 SECRET_TEXT = "my card is at the harbour"
 ROUTES = [(path.replace("{name}", "classifier"), method) for path, method, _, _ in table()]
@@ -134,6 +140,30 @@ def test_the_command_refuses_to_be_open(
 
     run = run_cli("serve", classifier, *flags)
     assert run.code == 2 and re.search(said, run.err)  # type: ignore[attr-defined]
+
+
+def test_only_bundles_of_those_one_trusts_are_served(
+    run_cli: Callable[..., object], classifier: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("cryptography")
+    key = tmp_path / "release.key"
+    public = make_key(key, None)
+    bundle = tmp_path / "bundle"
+    shutil.copytree(classifier, bundle)
+    asked = run_cli("serve", bundle, "--no-auth")
+    assert asked.code == 2 and "--trust none" in asked.err  # type: ignore[attr-defined]
+    unsigned = run_cli("serve", bundle, "--no-auth", "--trust-key", public)
+    assert unsigned.code == UntrustedError.exit_code  # type: ignore[attr-defined]
+    sign_bundle(bundle, load_signing_key(key))
+    with (
+        serving(bundle, "--no-auth", "--trust-key", public, ready=("classifier",)) as served,
+        client_of(served) as client,
+    ):
+        signer = client.get("/v1/inventory").json()["models"][0]["signer"]
+        assert signer and signer == Bundle(bundle, Trust((public,))).signer
+        (bundle / "extra").write_bytes(b"")
+        assert client.post("/v1/admin/reload", json={}).status_code == 409
+        assert client.post("/v1/classify", json={"input": "hi"}).status_code == 200
 
 
 def test_keys_by_the_command(run_cli: Callable[..., object], tmp_path: Path) -> None:
