@@ -62,7 +62,7 @@ def command(
     none is given, and every request needs an API key, unless --no-auth is. SIGHUP serves what then
     stands at the bundles' paths, SIGTERM drains.
     """
-    from edgelm.runtime.errors import MissingExtra
+    from edgelm.runtime.errors import MissingExtra, UsageError
     from edgelm.runtime.serve.config import ModelConfig, read_config
 
     try:
@@ -72,6 +72,12 @@ def command(
             raise
         raise MissingExtra(err.name, "serve") from err
 
+    of_bundles = (variant, threads, context_tokens, device, sequences)
+    if not bundles and of_bundles != (None, None, None, "auto", 4):
+        raise UsageError(
+            "flags of a model's engine belong to the bundles on the command line",
+            hint="name the bundles, or write the keys under `models` in serve.yaml",
+        )
     models = tuple(
         ModelConfig(str(path), None, variant, device, threads, context_tokens, sequences)
         for path in bundles

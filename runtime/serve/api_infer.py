@@ -70,7 +70,7 @@ async def infer(site: Site, call: Call) -> None:
     body = await call.json()
     requests.check_keys(body, INFER)
     lane = site.lane(call.scope["path_params"]["name"], call)
-    texts = _texts(body, pair=lane.manifest.task.pair)
+    texts = _texts(body, pair=lane.manifest.task.pair, max_inputs=site.config.max_inputs)
     asked = _asked_outputs(body, lane)
     version = lane.manifest.version
     if isinstance(lane, ChatLane):
@@ -118,7 +118,7 @@ async def _generated(call: Call, lane: ChatLane, texts: list[Any], body: Body) -
     return [_tensor("text", "BYTES", [len(texts)], answers)]
 
 
-def _texts(body: Body, *, pair: bool) -> list[Any]:
+def _texts(body: Body, *, pair: bool, max_inputs: int) -> list[Any]:
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise refusals.bad_request("inputs: one tensor, named text, is needed", "inputs")
@@ -129,6 +129,8 @@ def _texts(body: Body, *, pair: bool) -> list[Any]:
     width = [2] if pair else []
     if not isinstance(data, list) or not data or not isinstance(shape, list):
         raise refusals.bad_request("inputs: data and shape are needed", "inputs")
+    if len(data) > max_inputs * (2 if pair else 1):
+        raise refusals.bad_request(f"inputs: {len(data)} are more than {max_inputs}", "inputs")
     if pair and all(isinstance(x, str) for x in data):
         data = [data[i : i + 2] for i in range(0, len(data), 2)]
     if shape != [len(data), *width]:

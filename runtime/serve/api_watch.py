@@ -123,8 +123,8 @@ async def reload(site: Site, call: Call) -> None:
     for lane in lanes:
         try:
             await lane.reload()
-        except EdgelmError as err:
-            said = f"{lane.name}: the old version stays: {err.message}"
+        except (EdgelmError, OSError) as err:
+            said = f"{lane.name}: the old version stays: {err}"
             raise RequestRefused(409, "not_reloaded", said) from err
     await call.answer({"models": [lane.facts() for lane in lanes]})
 

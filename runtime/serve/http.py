@@ -240,8 +240,9 @@ class _Within:
 
 
 def encode(data: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    """Compact JSON; half a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="backslashreplace")
 
 
 def error_body(refusal: RequestRefused) -> dict[str, Any]:

@@ -157,5 +157,5 @@ class _Server(uvicorn.Server):
 async def _reload_one(lane: Lane[Any]) -> None:
     try:
         await lane.reload()
-    except EdgelmError as err:
-        log.event("reload_failed", model=lane.name, error=err.message, hint=err.hint)
+    except (EdgelmError, OSError) as err:
+        log.event("reload_failed", model=lane.name, error=str(err), hint=getattr(err, "hint", None))

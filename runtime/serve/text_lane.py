@@ -63,14 +63,18 @@ class TextLane(Lane[TextRequest]):
             batch = self._take_batch()
             if not batch:
                 return
-            texts: list[Any] = []
             for request in batch:
                 self.begin(request)
-                texts += request.texts
-            self._batches[batch[0].id] = batch
-            scores = any(request.scores for request in batch)
-            self._figures.batch_texts.observe(len(texts), self.name)
-            self.worker.send({"id": batch[0].id, "texts": texts, "scores": scores})
+            self._figures.batch_texts.observe(sum(len(r.texts) for r in batch), self.name)
+            self._send(batch)
+
+    def _send(self, batch: list[TextRequest]) -> None:
+        self._batches[batch[0].id] = batch
+        texts = [text for request in batch for text in request.texts]
+        scores = any(request.scores for request in batch)
+        worker = batch[0].worker
+        assert worker is not None
+        worker.send({"id": batch[0].id, "texts": texts, "scores": scores})
 
     def _take_batch(self) -> list[TextRequest]:
         batch: list[TextRequest] = []
@@ -86,7 +90,10 @@ class TextLane(Lane[TextRequest]):
 
     def on_message(self, worker: WorkerProcess, header: Header, blob: bytes) -> None:
         batch = self._batches.pop(header["id"])
-        if header["op"] == "error":
+        if header["op"] == "error" and len(batch) > 1:
+            for request in batch:  # so that one's text is no one else's error
+                self._send([request])
+        elif header["op"] == "error":
             for request in batch:
                 request.fail(answer_error(header["error"]))
                 self.end(request)
@@ -106,6 +113,8 @@ class TextLane(Lane[TextRequest]):
             if not request.future.done():
                 own = [i - start for i in range(start, end) if i in cut] if cut else []
                 rows = answers[start:end] if answers is not None else []
+                if not request.scores:  # another of the batch asked for them
+                    rows = [{k: v for k, v in row.items() if k != "scores"} for row in rows]
                 vectors = blob[start * width : end * width]
                 assert request.manifest is not None
                 request.future.set_result(

@@ -50,9 +50,16 @@ class FairQueue(Generic[W]):
 
     def drop(self, waiting: W) -> None:
         """Take one out of its turn; its room is free at once. Not for one that was taken."""
-        if not waiting.dropped:
-            waiting.dropped = True
-            self._leave(waiting)
+        if waiting.dropped:
+            return
+        waiting.dropped = True
+        line = self._clients[waiting.client]
+        line.remove(waiting)
+        if not line:
+            if next(iter(self._clients)) == waiting.client:
+                self._taken = 0
+            del self._clients[waiting.client]
+        self._leave(waiting)
 
     def take(self) -> W | None:
         """The next one, None where nobody waits."""
@@ -62,8 +69,6 @@ class FairQueue(Generic[W]):
             if not line:
                 del self._clients[client]
                 self._taken = 0
-            if waiting.dropped:
-                continue
             self._taken += waiting.n_tokens
             if line and self._taken >= CHARGE_TOKENS:
                 self._clients.move_to_end(client)
