@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from edgelm.runtime.background import Background
 from edgelm.runtime.errors import TamperedError
-from edgelm.runtime.files import sha256_stream
+from edgelm.runtime.files import identity, sha256_stream
 from edgelm.runtime.manifest import FILE_NAME, FileEntry, Manifest, Variant, read_manifest
 from edgelm.runtime.trust import tree
 from edgelm.runtime.trust.envelope import FILE_NAME as SIGNATURE
@@ -39,7 +39,8 @@ class Bundle:
     def __init__(self, root: Path, trust: Trust = NO_TRUST) -> None:
         """Raises BundleNotFound, BundleVersionError, BundleError; with trust UntrustedError,
         TamperedError, MissingExtra, UsageError."""
-        self.root = self.folder = root
+        # resolved once: a link that is put elsewhere later leads to no other bundle
+        self.root = self.folder = root = Path(os.path.realpath(root))
         signed = trust.check(root)
         self.signer: str | None = None if signed is None else signed.signer
         self.manifest: Manifest = read_manifest(root) if signed is None else signed.manifest
@@ -77,7 +78,7 @@ class Bundle:
                     found = sha256_stream(stream, copy)
                 if found != entry.sha256:
                     raise TamperedError(f"{path}: its sha256 is not the packed one", hint=tree.HINT)
-            self._seen[entry.path] = _identity(status)
+            self._seen[entry.path] = identity(status)
 
     def _copying(self, name: str) -> AbstractContextManager[BinaryIO | None]:
         return contextlib.nullcontext() if self._copy is None else self._copy.writing(name)
@@ -106,7 +107,7 @@ class Bundle:
         if self._copy is None:
             for entry in variant.files:
                 with contextlib.suppress(OSError):
-                    if _identity(os.lstat(self.root / entry.path)) == self._seen[entry.path]:
+                    if identity(os.lstat(self.root / entry.path)) == self._seen[entry.path]:
                         continue
                 opened.close()
                 raise TamperedError(
@@ -123,7 +124,3 @@ class Bundle:
             if p.is_symlink() or not p.is_dir()
         )
         return sorted(set(found) - known)
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

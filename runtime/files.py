@@ -143,3 +143,8 @@ def replace_tree(staged: Path, final: Path) -> None:
             finally:
                 os.close(descriptor)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """Which file it is, and of what time: another one, or another content, has another."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -283,8 +283,9 @@ def _check_files(manifest: Manifest, path: Path) -> None:
             raise BundleError(f"{path}: {entry.path}: {entry.sha256!r} is not a sha256 digest")
         if PurePosixPath(entry.path).suffix not in KINDS:
             raise BundleError(f"{path}: {entry.path!r}: files of this kind are not in bundles")
-        if entry.size_bytes > MAX_TOKENIZER_BYTES and entry in manifest.files:
-            raise BundleError(f"{path}: {entry.path}: {entry.size_bytes} bytes are too many")
         seen.add(entry.path)
+    for entry in manifest.files:
+        if entry.size_bytes > MAX_TOKENIZER_BYTES:
+            raise BundleError(f"{path}: {entry.path}: {entry.size_bytes} bytes are too many")
     if TOKENIZER_FILE not in {entry.path for entry in manifest.files}:
         raise BundleError(f"{path}: files: it lists no {TOKENIZER_FILE}")

@@ -43,15 +43,15 @@ def command(
     trust: Trust,
 ) -> None:
     """Score BUNDLE's variants on labelled data."""
+    from edgelm.runtime.bundle import Bundle
     from edgelm.runtime.errors import UsageError
     from edgelm.runtime.evaluate import Evaluation, evaluate
     from edgelm.runtime.load import load, unavailable
-    from edgelm.runtime.manifest import read_manifest
     from edgelm.runtime.table import format_table, number
     from edgelm.runtime.text_model import TextModel
 
     names: list[str] = [variant] if variant else []
-    manifest = read_manifest(bundle)
+    manifest = Bundle(bundle, trust).manifest
     for v in manifest.variants if not variant else ():
         reason = unavailable(v.target, manifest.task.kind, device)
         if reason is None:

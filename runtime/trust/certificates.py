@@ -21,8 +21,9 @@ def signer_of(
     chain: Sequence[bytes], roots: Sequence[Certificate]
 ) -> tuple[EllipticCurvePublicKey, str]:
     """The key of the chain's first certificate (DER), and its subject. Raises UntrustedError."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509 import load_der_x509_certificate
+    from cryptography.x509 import InvalidVersion, load_der_x509_certificate
     from cryptography.x509 import verification as v
 
     if not roots:
@@ -45,7 +46,7 @@ def signer_of(
         who = leaf.subject.rfc4514_string()
         may_sign = _may_sign(leaf)
         public = leaf.public_key()
-    except (ValueError, v.VerificationError) as err:
+    except (ValueError, InvalidVersion, UnsupportedAlgorithm, v.VerificationError) as err:
         raise UntrustedError(
             f"no certificate that is trusted vouches for the signer: {err}",
             hint="trust the certificate that ends its chain",

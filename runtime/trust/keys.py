@@ -159,6 +159,7 @@ def load_signing_key(
 def load_trusted_keys(paths: Iterable[str | os.PathLike[str]]) -> TrustedKeys:
     """Read public keys and certificates. Raises UsageError, MissingExtra."""
     require_cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -173,7 +174,7 @@ def load_trusted_keys(paths: Iterable[str | os.PathLike[str]]) -> TrustedKeys:
         if _PUBLIC_KEY in raw:
             try:
                 key = load_pem_public_key(raw)
-            except ValueError as err:
+            except (ValueError, UnsupportedAlgorithm) as err:
                 raise UsageError(f"{path}: not a public key: {err}") from err
         if not isinstance(key, EllipticCurvePublicKey):
             raise UsageError(f"{path}: neither an ECDSA public key nor a certificate, in PEM")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgelm.runtime.errors import BundleError
 from edgelm.runtime.manifest import Variant
-from edgelm.targets.onnx.operators import DOMAINS, OPERATORS
+from edgelm.targets.onnx.operators import OPERATORS
 from edgelm.targets.onnx.protobuf import BYTES, VARINT, Field, Malformed, fields, signed, varint
 
 MAX_DEPTH = 8  # of graphs within graphs
@@ -64,25 +64,14 @@ class _Walk:
         self.beside = beside  # files that may hold tensors, and their sizes
         self.n_nodes = 0
         self.n_tensors = 0
-        self.functions: set[tuple[str, str]] = set()  # the model's own operators
 
     def model(self) -> None:
         found = list(fields(self.data, 0, len(self.data)))
-        self._known(found, "model", {1, 2, 3, 4, 5, 6, 7, 8, 14, 25})
+        # no functions (25): ONNX Runtime takes an operator of its own of that name before them
+        self._known(found, "model", {1, 2, 3, 4, 5, 6, 7, 8, 14})
         graphs = [f for f in found if f.number == 7]
         if len(graphs) != 1 or not any(f.number == 8 for f in found):
             raise Malformed(f"{len(graphs)} graphs, or no opset")
-        functions = [f for f in found if f.number == 25]
-        for f in functions:
-            names = {1: "", 10: ""}
-            for inner in self._message(f):
-                if inner.number in names:
-                    names[inner.number] = self._text(inner)
-            self.functions.add((names[10], names[1]))
-        if any(domain in DOMAINS for domain, _ in self.functions):
-            raise Malformed("a function of it has the name of a known operator's domain")
-        for f in functions:
-            self._function(f)
         for f in (f for f in found if f.number == 8):
             self._texts(f, "opset", {1, 2})
         self._graph(graphs[0], 0)
@@ -98,13 +87,6 @@ class _Walk:
             elif f.number in (11, 12, 13):
                 self._value_info(f)
 
-    def _function(self, function: Field) -> None:
-        for f in self._message(function):
-            if f.number == 7:
-                self._node(f, 0)
-            elif f.number == 11:
-                self._attribute(f, 0)
-
     def _node(self, node: Field, depth: int) -> None:
         self.n_nodes += 1
         if self.n_nodes > MAX_NODES:
@@ -117,8 +99,7 @@ class _Walk:
                 domain = self._text(f)
             elif f.number == 5:
                 self._attribute(f, depth)
-        known = operator in OPERATORS.get(domain, ())
-        if not known and (domain, operator) not in self.functions:
+        if operator not in OPERATORS.get(domain, ()):
             raise Malformed(f"the operator {domain or 'ai.onnx'}:{operator[:80]} is not allowed")
 
     def _attribute(self, attribute: Field, depth: int) -> None:

@@ -5,6 +5,7 @@ Letters: B sequences in a batch, T tokens of the longest, C classes, H hidden si
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -18,7 +19,8 @@ from onnxruntime.capi import (
 
 from edgelm.runtime.cores import usable_cores
 from edgelm.runtime.engine import BatchLimits, EngineOptions, TokenBatch
-from edgelm.runtime.errors import BundleError, TargetUnavailable, UsageError
+from edgelm.runtime.errors import BundleError, TamperedError, TargetUnavailable, UsageError
+from edgelm.runtime.files import identity
 from edgelm.runtime.manifest import Task, Variant
 from edgelm.targets.onnx.binding import BoundBuffers
 from edgelm.targets.onnx.check import check_model
@@ -79,6 +81,8 @@ class OnnxSession:
 
     def __init__(self, folder: Path, variant: Variant, task: Task, options: EngineOptions) -> None:
         check_model(folder, model_path(variant), variant)
+        self._files = [folder / entry.path for entry in variant.files]
+        self._seen = [identity(path.stat()) for path in self._files]
         self._path = folder / model_path(variant)
         self._lock = threading.Lock()
         self._wide: ort.InferenceSession | None = None
@@ -136,8 +140,18 @@ class OnnxSession:
             if self._session is None:
                 raise UsageError("the model was closed")
             if self._wide is None:
+                self._check_unchanged()
                 self._wide = self._open(self.parallel, self._placement)
+                self._check_unchanged()
             return self._wide
+
+    def _check_unchanged(self) -> None:
+        """Raise TamperedError where the files are not those that were checked and opened."""
+        with contextlib.suppress(OSError):
+            if [identity(path.stat()) for path in self._files] == self._seen:
+                return
+        self._wide = None
+        raise TamperedError(f"{self._path}: it was changed after it was opened")
 
     def _open_first(self, tried: tuple[Placement, ...]) -> tuple[ort.InferenceSession, Placement]:
         """A session at the first place where it starts. Raises TargetUnavailable, BundleError."""

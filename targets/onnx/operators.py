@@ -36,4 +36,3 @@ OPERATORS = {
     "ai.onnx": frozenset(_STANDARD.split()),
     "com.microsoft": frozenset(_MICROSOFT.split()),
 }
-DOMAINS = OPERATORS.keys()  # in which a model may define no function of its own

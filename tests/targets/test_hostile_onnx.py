@@ -259,6 +259,7 @@ CHANGES = {
     "function-with-python": function("own", "PyOp"),
     "function-over-an-operator": function("", "Identity"),
     "function-in-microsofts-domain": function("com.microsoft", "Identity"),
+    "function-over-a-closed-operator": function("ai.onnx.ml", "Neg"),
     "function-outside-tensor": function_with_outside_tensor,
     "graphs-too-deep": deep,
     # messages
