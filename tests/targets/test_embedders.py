@@ -169,8 +169,12 @@ def test_an_interrupt_is_not_lost(made, tmp_path, monkeypatch):
     callback = bindings.load().ggml_backend_sched_eval_callback(interrupt)
     monkeypatch.setattr(hidden, "stop_before_logits", lambda library: callback)
     session = open_("gguf", made("llama"), tmp_path / "g", MEAN, "f32")
-    with pytest.raises(KeyboardInterrupt):
-        session.run(batch)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.run(batch)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (answer(session, batch) == plain).all()
 
 
