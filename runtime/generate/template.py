@@ -119,7 +119,8 @@ class _GenerationMark(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """No single step makes more than MAX_MADE of anything: what is made is only then counted."""
+    """Products, powers, widths and paddings make no more than MAX_MADE, nor do `replace` and `join`
+    as methods. Texts that grow by `+`, `~` and filters are not counted while they grow."""
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
