@@ -49,7 +49,7 @@ def ask(regions: list[Region]) -> None:
 
 
 def collapse(regions: list[Region]) -> None:
-    """Move what is written into huge pages, as Linux 6.1 and later can; 0.1 s for 150 MB."""
+    """Move what is written into huge pages, as Linux 6.1 and later can."""
     for start, end in regions:
         # One by one: a page that cannot be moved stays, and others may take memory meanwhile.
         for page in range(start, end, HUGE_BYTES):

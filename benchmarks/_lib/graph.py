@@ -17,8 +17,8 @@ from _lib.results import Goal, at_least, goals_table, table
 from _lib.rounds import (
     OPENVINO_PYTHON,
     PEER_PYTHON,
+    Contender,
     Spread,
-    Told,
     Worker,
     ratios,
     run_rounds,
@@ -51,18 +51,6 @@ class Model:
     @property
     def name(self) -> str:
         return f"{self.maker} {self.precision}"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A worker and what it is asked each round."""
-
-    name: str
-    worker: Worker
-    question: dict[str, Any]
-
-    def ask(self) -> Told:
-        return self.worker.ask(**self.question)
 
 
 def prepare(state: Path, compiled: Compiled, data: Data) -> tuple[list[Model], list[str]]:
@@ -158,7 +146,7 @@ def section(
                 tables[f"{what} {precision}"] = run_rounds(asked, rounds)
             questions = [{"what": "strings", "batch_size": size} for size in BATCH_SIZES]
             asked, ways[f"strings {precision}"] = _best_of(mine[1:], questions)
-            asked = [Asked(mine[0].name, own[precision], {}), *asked]
+            asked = [Contender(mine[0].name, own[precision], {}), *asked]
             tables[f"strings {precision}"] = run_rounds(asked, rounds)
     text = _render(tables, ways, accuracy, len(rows), threads)
     return f"{text}\n\n{_by_operator(compiled, models, threads, rounds)}", said
@@ -166,15 +154,15 @@ def section(
 
 def _best_of(
     workers: Sequence[Worker], questions: Sequence[dict[str, Any]]
-) -> tuple[list[Asked], dict[str, str]]:
+) -> tuple[list[Contender], dict[str, str]]:
     """Each worker in its fastest way, the better of two passes, and what that way is."""
-    asked: list[Asked] = []
+    asked: list[Contender] = []
     told: dict[str, str] = {}
     for worker in workers:
         tried = [{**q, "side_by_side": side} for q in questions for side in (False, True)]
         times = [min(float(worker.ask(**q)["seconds"]) for _ in range(2)) for q in tried]
         best = tried[times.index(min(times))]
-        asked.append(Asked(worker.name, worker, best))
+        asked.append(Contender(worker.name, worker, best))
         way = "side by side" if best["side_by_side"] else "one by one"
         told[worker.name] = f"{best['batch_size']}, {way}"
     return asked, told

@@ -140,6 +140,19 @@ class Timed(Protocol):
     def ask(self) -> Told: ...
 
 
+@dataclass(frozen=True)
+class Contender:
+    """A worker and what it is asked each round."""
+
+    name: str
+    worker: Worker
+    question: dict[str, Any]
+
+    def ask(self) -> Told:
+        """One round's answer."""
+        return self.worker.ask(**self.question)
+
+
 def run_rounds(workers: Sequence[Timed], rounds: int) -> dict[str, list[float]]:
     """Seconds of each worker in each round."""
     seconds: dict[str, list[float]] = {w.name: [] for w in workers}

@@ -6,14 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from _lib.compiled import Compiled, prepare_peers
 from _lib.data import Row
 from _lib.results import Goal, at_least, at_most, report
-from _lib.rounds import PEER_PYTHON, Spread, Told, Worker, need_peers, ratios, run_rounds
+from _lib.rounds import PEER_PYTHON, Contender, Spread, Worker, need_peers, ratios, run_rounds
 
 BATCH_SIZES = (1, 8, 16, 32, 64)
 EDGELM, ENGINE, GGUF = "edgelm onnx-int8", "edgelm onnx-int8, bare engine", "edgelm gguf-q8_0"
@@ -23,18 +22,6 @@ PLAIN_OPTIMUM = "plain onnxruntime int8 (optimum's file), sorted"
 PLAIN_BEST = "plain onnxruntime int8, sorted, faster file and batch size"
 TORCH = "transformers pipeline, torch fp32"
 USUAL = 64  # plain onnxruntime's batch size where none is looked for
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A worker and what it is asked each round."""
-
-    name: str
-    worker: Worker
-    question: dict[str, Any]
-
-    def ask(self) -> Told:
-        return self.worker.ask(**self.question)
 
 
 def section(

@@ -1,4 +1,4 @@
-"""Flags of whom to trust, of every command that opens a bundle."""
+"""Flags of whom to trust: of `predict`, `chat`, `eval` and `verify`; `serve` has its own."""
 
 from __future__ import annotations
 

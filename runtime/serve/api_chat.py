@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -87,7 +88,7 @@ async def completions(site: Site, call: Call) -> None:
     await _answer(_Completion(site, call, lane, body), asked)
 
 
-class _Form:
+class _Form(ABC):
     """How answers are told: the two routes have forms of their own."""
 
     whole = ""
@@ -115,13 +116,13 @@ class _Form:
             found["usage"] = usage
         return found
 
+    @abstractmethod
     def choice(self, index: int, text: str, reason: str, scores: list[Any] | None) -> Any:
         """A whole answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, text: str, reason: str | None, scores: list[Any] | None, first: bool) -> Any:
         """A piece of one."""
-        raise NotImplementedError
 
 
 class _Chat(_Form):

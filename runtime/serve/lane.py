@@ -33,7 +33,7 @@ STEADY_S = 60.0  # a worker that lived so long starts the row anew
 RATE_S = 30.0  # over which the tokens of a second are counted
 
 
-class Request(Waiting):
+class Request(Waiting, ABC):
     """One request to a model, waiting or being answered."""
 
     __slots__ = ("arrived", "id", "manifest", "worker")
@@ -45,9 +45,9 @@ class Request(Waiting):
         self.arrived = time.monotonic()
         self.worker: WorkerProcess | None = None  # who answers it
 
+    @abstractmethod
     def fail(self, err: EdgelmError) -> None:
         """Tell whoever waits for the answer."""
-        raise NotImplementedError
 
 
 R = TypeVar("R", bound=Request)

@@ -52,11 +52,9 @@ class TextRequest(Request):
 class TextLane(Lane[TextRequest]):
     """Whole texts in, whole answers out."""
 
-    _batches: dict[int, list[TextRequest]]
-
-    def open(self) -> None:
-        self._batches = {}  # by the number of their first request
-        super().open()
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._batches: dict[int, list[TextRequest]] = {}  # by the number of their first request
 
     def pump(self) -> None:
         while self.worker is not None and len(self._batches) < BATCHES_AHEAD:

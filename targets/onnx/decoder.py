@@ -333,7 +333,7 @@ def _open(path: Path, threads: int) -> ort.InferenceSession:
         session = ort.InferenceSession(path, sess_options=options, providers=[CPU])
     except ORT_ERRORS as err:
         raise BundleError(f"{path}: ONNX Runtime cannot read it: {first_line(err)}") from err
-    # Beside the first prompt: done before, it would put off the first token by 0.1 s.
+    # Beside the first prompt: done before, it would put off the first token.
     Thread(target=huge_pages.collapse, args=[growth.regions()], daemon=True).start()
     return session
 

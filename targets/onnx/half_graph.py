@@ -1,9 +1,8 @@
 """An encoder's graph in half floats, which GPUs compute as such.
 
 ONNX Runtime has few 16-bit kernels for x86 CPUs. There it runs such a graph in float32: the weights
-are widened when the file is loaded, and no casts stay between the operators (MiniLM, 32 x 64
-tokens: 1.03 x the time of fp32). So on those CPUs only the weights' rounding shows; what comes of
-half floats in between shows on a GPU.
+are widened when the file is loaded, and no casts stay between the operators. So on those CPUs only
+the weights' rounding shows; what comes of half floats in between shows on a GPU.
 
 Float32 stay the angles of rotary positions, and all behind the last norm (pooling sums up to as
 many values as there are tokens), whose large weights are stored in halves.

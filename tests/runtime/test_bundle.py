@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgelm
 from edgelm.runtime.bundle import Bundle
+from edgelm.runtime.engine import EngineOptions, Session, TokenBatch
 from edgelm.runtime.verify import verify_files
+from edgelm.targets import get_target
 
 
 @pytest.fixture
@@ -65,6 +68,36 @@ def test_each_file_is_checked(copy: Path, spoil) -> None:
                 assert "fresh copy" in str(err.value.hint)
         shutil.rmtree(copy)
         spare.rename(copy)
+
+
+IDS = np.full((12, 16), 5, np.int32)  # of more tokens than one thread is given
+BATCH = TokenBatch(IDS, np.full(12, 16, np.int32), np.zeros_like(IDS))
+
+
+def opened(bundle: Bundle) -> Session:
+    (variant,) = (v for v in bundle.manifest.variants if v.name == "onnx-fp32")
+    options = EngineOptions(threads=2)
+    task = bundle.manifest.task
+    return bundle.open_variant(
+        variant, lambda folder: get_target("onnx").open(folder, variant, task, options)
+    )
+
+
+def test_a_link_put_elsewhere_changes_no_opened_model(copy: Path, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(copy, target_is_directory=True)
+    session = opened(Bundle(link))
+    expected = session.run(BATCH, shared=True)
+    link.unlink()
+    link.symlink_to(tmp_path / "nothing", target_is_directory=True)
+    np.testing.assert_allclose(session.run(BATCH), expected, atol=1e-5)
+
+
+def test_a_session_opened_later_is_of_the_same_file(copy: Path) -> None:
+    session = opened(Bundle(copy))
+    flip_byte(copy / "variants" / "onnx-fp32" / "model.onnx")
+    with pytest.raises(edgelm.TamperedError, match="after it was opened"):
+        session.run(BATCH)
 
 
 def test_other_variants_and_papers_do_not_hinder_loading(copy: Path) -> None:

@@ -131,6 +131,7 @@ def test_inventory_and_document(guarded: Served, keys: dict[str, str], classifie
         ([], "--no-auth"),
         (["--no-auth", "--host", "0.0.0.0"], "loopback|from outside"),
         (["--keys", "no-such-file"], "edgelm keys"),
+        (["--no-auth"], "--trust none"),
     ],
 )
 def test_the_command_refuses_to_be_open(
@@ -140,6 +141,11 @@ def test_the_command_refuses_to_be_open(
 
     run = run_cli("serve", classifier, *flags)
     assert run.code == 2 and re.search(said, run.err)  # type: ignore[attr-defined]
+
+
+def test_flags_of_an_engine_belong_to_a_bundle(run_cli: Callable[..., object]) -> None:
+    run = run_cli("serve", "--no-auth", "--threads", 2)
+    assert run.code == 2 and "serve.yaml" in run.err  # type: ignore[attr-defined]
 
 
 def test_only_bundles_of_those_one_trusts_are_served(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,10 +14,14 @@ from hypothesis import strategies as st
 from serving import write_config
 
 from edgelm.runtime.errors import UsageError
-from edgelm.runtime.serve.config import ServeConfig, read_config
-from edgelm.runtime.serve.figures import Counter, Histogram
+from edgelm.runtime.serve.config import ModelConfig, ServeConfig, read_config
+from edgelm.runtime.serve.figures import Counter, Figures, Histogram
+from edgelm.runtime.serve.http import encode
 from edgelm.runtime.serve.keys import add_key, read_keys
+from edgelm.runtime.serve.lane import Version
+from edgelm.runtime.serve.text_lane import TextLane, TextRequest
 from edgelm.runtime.serve.waiting import CHARGE_TOKENS, FairQueue, Waiting
+from edgelm.runtime.trust.policy import NO_TRUST
 
 
 def test_a_busy_client_does_not_delay_the_others() -> None:
@@ -52,6 +60,67 @@ def test_the_queue_never_holds_more_than_its_bounds(steps: list[tuple[str, int, 
                 inside.remove(found)
         assert queue.n_tokens == sum(w.n_tokens for w in inside)
         assert queue.n_requests == len(inside)
+
+
+def test_what_is_dropped_is_not_held() -> None:
+    class Heavy(Waiting):
+        pass
+
+    queue: FairQueue[Waiting] = FairQueue(10**6, 10**6)
+    request = Heavy("a", 1)
+    gone = weakref.ref(request)
+    queue.put(request)
+    queue.put(Waiting("a", 1))
+    queue.drop(request)
+    del request
+    assert gone() is None
+
+
+class Recorder:
+    """In the place of a worker's process: keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, header: dict[str, Any]) -> None:
+        self.sent.append(header)
+
+
+def test_one_clients_text_fails_no_one_elses(classifier: Path) -> None:
+    async def run() -> None:
+        model = ModelConfig(str(classifier))
+        version = Version(classifier, NO_TRUST)
+        lane = TextLane("m", model, version, ServeConfig(trust="none"), Figures())
+        worker: Any = Recorder()
+        lane.worker = worker
+        asked = [TextRequest("a", 1, [text], scores=text == "good") for text in "12"]
+        asked += [TextRequest("b", 1, ["good"], True), TextRequest("c", 1, ["bad"])]
+        asked += [TextRequest("d", 1, ["plain"])]
+        for request in asked:
+            lane.submit(request)
+        row = {"label": "x", "score": 1.0, "scores": {"x": 1.0}}
+        told: dict[str, Any] = {"op": "texts", "tokens": [3], "truncated": [], "answers": [row]}
+        error = {"kind": "usage", "message": "no", "hint": None}
+        for n in range(2):  # the first two went by themselves, the others wait behind them
+            lane.on_message(worker, {**told, "id": worker.sent[n]["id"]}, b"")
+        together = worker.sent[2]
+        assert together["texts"] == ["good", "bad", "plain"]
+        lane.on_message(worker, {"op": "error", "error": error, "id": together["id"]}, b"")
+        alone = {header["texts"][0]: header["id"] for header in worker.sent[3:]}
+        assert list(alone) == ["good", "bad", "plain"]
+        lane.on_message(worker, {**told, "id": alone["good"]}, b"")
+        lane.on_message(worker, {**told, "id": alone["plain"]}, b"")
+        lane.on_message(worker, {"op": "error", "error": error, "id": alone["bad"]}, b"")
+        assert asked[2].future.result().answers == [row]
+        assert asked[4].future.result().answers == [{"label": "x", "score": 1.0}]  # none asked for
+        assert asked[3].future.exception() is not None
+        assert lane.n_answering == 0
+
+    asyncio.run(run())
+
+
+def test_half_a_surrogate_pair_is_told_as_its_escape() -> None:
+    assert json.loads(encode({"key": "\ud800"})) == {"key": "\ud800"}
 
 
 def test_keys_are_told_once_and_kept_as_digests(tmp_path: Path) -> None:

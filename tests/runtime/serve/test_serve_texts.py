@@ -131,3 +131,10 @@ def test_wrong_tensors_are_refused(http: httpx.Client, change: dict[str, Any]) -
     tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "data": TEXTS[:2], **change}
     answer = http.post("/v2/models/classifier/infer", json={"inputs": [tensor]})
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("name", ["classifier", "talker"])
+def test_infer_takes_as_many_texts_as_the_other_routes(http: httpx.Client, name: str) -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [65], "data": [""] * 65}
+    answer = http.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
+    assert answer.status_code == 400 and "more than 64" in answer.text
