@@ -4,6 +4,7 @@ test wants it, whatever the machine."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -156,14 +157,30 @@ def test_a_slow_second_head_is_cut(small: Served) -> None:
             pass
 
 
+def flood(connection: socket.socket) -> None:
+    """Header lines, 50 MB of them."""
+    for i in range(100_000):
+        connection.sendall(f"x-{i}: {'a' * 500}\r\n".encode())
+
+
 def test_a_head_without_end_is_cut(small: Served) -> None:
     with raw(small) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n")
         with contextlib.suppress(OSError):  # the server hung up
-            for i in range(100_000):
-                connection.sendall(f"x-{i}: {'a' * 500}\r\n".encode())
+            flood(connection)
         with contextlib.suppress(ConnectionResetError):
             assert b" 200 " not in connection.recv(10_000)
+
+
+def test_a_head_without_end_is_cut_behind_an_open_request(small: Served) -> None:
+    body = json.dumps({"model": "classifier", "input": "hi"}).encode()
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    go_on = stop_worker(small, "classifier")
+    with raw(small) as connection:
+        connection.sendall(head + body + b"GET /health/live HTTP/1.1\r\nhost: x\r\n")
+        with pytest.raises(ConnectionError):
+            flood(connection)
+    go_on()
 
 
 def test_a_slow_body_is_refused(small: Served) -> None:
