@@ -265,6 +265,7 @@ def test_a_folder_that_edgelm_did_not_write_is_a_bundle_error(lowered, tmp_path)
     (folder / "genai_config.json").write_text(json.dumps(config))
     with pytest.raises(BundleError, match="not a usable ONNX file"):
         open_(folder)
+    shutil.copy(good / "model.onnx", folder)
     (folder / "genai_config.json").unlink()
     with pytest.raises(BundleError, match="cannot be read"):
         open_(folder)
