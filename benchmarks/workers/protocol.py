@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from typing import Any
 
 Options = dict[str, Any]
 
-_answers = sys.stdout
-sys.stdout = sys.stderr  # libraries print there; answers go out alone
+# Answers go out alone: what libraries print, some of them imported before this, goes to stderr.
+_answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)
+sys.stdout = sys.stderr
 
 
 def options() -> Options:
